@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tta.devices import choose_device, choose_precision, describe_device
+
+
+@pytest.fixture
+def cuda_devices(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make torch see so many CUDA devices."""
+
+    def see(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return see
+
+
+@pytest.mark.parametrize(("count", "kind"), [(0, "cpu"), (2, "cuda")])
+def test_auto_takes_a_cuda_device_where_there_is_one(cuda_devices: Any, count: int, kind: str) -> None:
+    cuda_devices(count)
+    assert choose_device("auto") == torch.device(kind)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:0", "cuda:1"])
+def test_a_device_that_is_there_is_taken(cuda_devices: Any, name: str) -> None:
+    cuda_devices(2)
+    assert choose_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "there"), [(0, "cuda", "none"), (0, "cuda:0", "none"), (2, "cuda:2", "cuda:0 to cuda:1")]
+)
+def test_a_device_that_is_not_there(cuda_devices: Any, count: int, name: str, there: str) -> None:
+    cuda_devices(count)
+    with pytest.raises(ValueError, match=f"device={name}: torch .* sees these CUDA devices: {there}; use device=cpu"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "CUDA", "", 0, None], ids=repr)
+def test_wrong_name(cuda_devices: Any, name: Any) -> None:
+    cuda_devices(1)
+    with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}"):
+        choose_device(name)
+
+
+def test_description_of_the_cpu_says_the_threads() -> None:
+    assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_description_of_a_gpu_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"model {device.index}")
+    assert describe_device(torch.device("cuda:1")) == "cuda:1 (model 1)"
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_precision(name: str, dtype: torch.dtype | None) -> None:
+    assert choose_precision(name) == dtype
+
+
+def test_wrong_precision() -> None:
+    with pytest.raises(ValueError, match=r"precision must be one of fp32, bf16.*; got 'fp8'"):
+        choose_precision("fp8")

@@ -1,0 +1,20 @@
+"""Checks of values that a user gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return ``value`` if it is a whole number in that range, else raise ``ValueError`` that says so."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {expected}, got {value!r}")
+    return value
+
+
+def number(name: str, value: Any, least: float) -> float:
+    """Return ``value`` if it is a number of at least ``least``, else raise ``ValueError`` as above."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
+    return value
