@@ -1,0 +1,116 @@
+"""The 19 common corruptions of Hendrycks & Dietterich 2019 (https://arxiv.org/abs/1903.12261), batched.
+
+``corrupt(images, name, severity, index=index)`` corrupts uint8 images as the CIFAR-10-C generator does, on any device.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tta.checks import whole_number
+from tta.corruptions import blur, digital, noise, weather
+from tta.corruptions.constants import TABLES, Constants
+from tta.corruptions.rng import Draw, make_key
+from tta.corruptions.spatter import spatter
+
+__all__ = ["BENCHMARK", "CORRUPTIONS", "corrupt"]
+
+_FUNCTIONS: dict[str, Callable[[Tensor, Constants, Draw], Tensor]] = {
+    "gaussian_noise": noise.gaussian_noise,
+    "shot_noise": noise.shot_noise,
+    "impulse_noise": noise.impulse_noise,
+    "defocus_blur": blur.defocus_blur,
+    "glass_blur": blur.glass_blur,
+    "motion_blur": blur.motion_blur,
+    "zoom_blur": blur.zoom_blur,
+    "snow": weather.snow,
+    "frost": weather.frost,
+    "fog": weather.fog,
+    "brightness": digital.brightness,
+    "contrast": digital.contrast,
+    "elastic_transform": digital.elastic_transform,
+    "pixelate": digital.pixelate,
+    "jpeg_compression": digital.jpeg_compression,
+    "speckle_noise": noise.speckle_noise,
+    "gaussian_blur": blur.gaussian_blur,
+    "spatter": spatter,
+    "saturate": digital.saturate,
+}
+
+CORRUPTIONS: tuple[str, ...] = tuple(_FUNCTIONS)
+BENCHMARK: tuple[str, ...] = CORRUPTIONS[:15]
+
+# Images worked on at a time: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
+_CHUNK_CPU, _CHUNK_ELSEWHERE = 64, 4096
+
+
+def corrupt(images: Tensor, name: str, severity: int, *, index: Tensor, seed: int = 0) -> Tensor:
+    """Corrupt images as the CIFAR-10-C generator does.
+
+    Every image has its own random stream, given by ``seed``, ``name``, ``severity`` and its ``index``: its pixels do
+    not depend on the other images of the batch, nor on how the data set is split into batches.
+
+    Args:
+        images: uint8 (N, 3, 32, 32), RGB, 0 to 255.
+        name: one of ``CORRUPTIONS``.
+        severity: 1 to 5.
+        index: int64 (N,), the place of each image in its data set.
+        seed: any whole number.
+
+    Returns:
+        uint8 (N, 3, 32, 32), 0 to 255, on the device of ``images``.
+
+    Raises:
+        ValueError: for an unknown name, a severity out of range, or images or indices of a wrong type or shape.
+        FileNotFoundError: for ``frost`` without the package ``imagecorruptions``.
+    """
+    _check_choice(name, severity)
+    _check_tensors(images, index)
+    constants = TABLES[images.shape[-1]][name][severity - 1]
+    key = make_key(seed, name, severity)
+    index = index.to(images.device)
+    out = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    chunk = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_ELSEWHERE
+    for start in range(0, len(images), chunk):
+        part = slice(start, start + chunk)
+        x = images[part].to(torch.float64, memory_format=torch.contiguous_format) / 255
+        x = _FUNCTIONS[name](x, constants, Draw(key, index[part]))
+        # The generator rounds down, so grey levels fall by half a level on average; so do they here.
+        out[part] = (x.clamp(0, 1) * 255).to(torch.uint8)
+    return out
+
+
+def _check_choice(name: str, severity: int) -> None:
+    if name not in _FUNCTIONS:
+        close = difflib.get_close_matches(str(name), CORRUPTIONS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no corruption {name!r}; {hint}Choose one of: {', '.join(CORRUPTIONS)}")
+    whole_number("severity", severity, 1, 5)
+
+
+def _check_tensors(images: Tensor, index: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be uint8, 0 to 255, got {images.dtype}: corrupt them before they become float, or convert "
+            "them back with (images * 255).round().to(torch.uint8)"
+        )
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"images must be square RGB of shape (N, 3, S, S), got {tuple(images.shape)}: permute (N, S, S, 3) with "
+            "images.permute(0, 3, 1, 2)"
+        )
+    if images.shape[-1] not in TABLES:
+        sizes = ", ".join(f"{size} x {size}" for size in TABLES)
+        raise ValueError(
+            f"there are constants for images of {sizes} pixels, got {images.shape[-1]} x {images.shape[-1]}: resize "
+            "the images, or add a table to tta/corruptions/constants.py"
+        )
+    if index.dtype != torch.int64 or index.shape != images.shape[:1]:
+        raise ValueError(
+            f"index must be int64 of shape ({len(images)},), one for each image, got {index.dtype} of shape "
+            f"{tuple(index.shape)}: give each image's place in its data set"
+        )

@@ -1,0 +1,139 @@
+"""Digital and geometric corruptions: x is float64 (N, 3, S, S) in [0, 1]; what is returned may leave that range."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tta.corruptions import filters
+from tta.corruptions.constants import Constants
+from tta.corruptions.rng import Draw
+
+
+def contrast(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Shrink the distance to the mean of each channel."""
+    (factor,) = constants
+    # A sum of integers does not depend on the order of addition, so neither on the batch.
+    total = (x * 255).round().long().sum(dim=(2, 3), keepdim=True)
+    mean = total / (255 * x.shape[-1] ** 2)
+    return (x - mean) * factor + mean
+
+
+def brightness(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Raise the value of HSV."""
+    (offset,) = constants
+    hue, saturation, value = rgb_to_hsv(x)
+    return hsv_to_rgb(hue, saturation, (value + offset).clamp(0, 1))
+
+
+def saturate(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Scale and shift the saturation of HSV; grey has hue 0, so an offset makes it reddish."""
+    factor, offset = constants
+    hue, saturation, value = rgb_to_hsv(x)
+    return hsv_to_rgb(hue, (saturation * factor + offset).clamp(0, 1), value)
+
+
+def rgb_to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split (N, 3, S, S) into hue, saturation and value, (N, S, S) in [0, 1] each; hue and saturation of grey are 0."""
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    delta = value - x.amin(1)
+    grey = delta == 0
+    span = torch.where(grey, 1.0, delta)
+    sector = torch.where(red == value, (green - blue) / span, 0.0)
+    sector = torch.where(green == value, 2 + (blue - red) / span, sector)
+    sector = torch.where(blue == value, 4 + (red - green) / span, sector)
+    hue = torch.where(grey, 0.0, (sector / 6) % 1)
+    return hue, torch.where(grey, 0.0, delta / torch.where(grey, 1.0, value)), value
+
+
+def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Join hue, saturation and value, (N, S, S) in [0, 1] each, to (N, 3, S, S)."""
+    sector = (hue * 6).floor()
+    part = hue * 6 - sector
+    low = value * (1 - saturation)
+    falling = value * (1 - part * saturation)
+    rising = value * (1 - (1 - part) * saturation)
+    choices = torch.stack((value, falling, low, low, rising, value))
+    sector = sector.long() % 6
+    # Red, green and blue run through the same six values, shifted by two sectors.
+    return torch.stack([choices.gather(0, ((sector + s) % 6)[None])[0] for s in (0, 4, 2)], dim=1)
+
+
+def pixelate(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Shrink and enlarge again, both by averages of whole pixels."""
+    (scale,) = constants
+    size = x.shape[-1]
+    small = box_resize((x * 255).round(), int(size * scale))
+    return box_resize(small, size) / 255
+
+
+def box_resize(x: Tensor, size: int) -> Tensor:
+    """Resize levels (N, C, S, S) to (N, C, size, size) with a box filter, columns first, rounded after each axis."""
+    for dim in (-1, -2):
+        old = x.shape[dim]
+        scale = old / size
+        support = max(scale, 1) / 2
+        centre = (torch.arange(size, dtype=torch.float64, device=x.device) + 0.5) * scale
+        first = (centre - support + 0.5).long().clamp(min=0)
+        count = (centre + support + 0.5).long().clamp(max=old) - first
+        total = torch.zeros(())
+        for tap in range(int(count.max())):
+            taken = x.index_select(dim, (first + tap).clamp(max=old - 1))
+            keep = tap < count
+            total = total + taken * (keep if dim == -1 else keep[:, None])
+        x = (total / (count if dim == -1 else count[:, None]) + 0.5).floor()
+    return x
+
+
+def jpeg_compression(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Encode as JPEG with Pillow and decode; always on the CPU, image by image."""
+    quality = int(constants[0])
+    images = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    out = np.empty_like(images)
+    for image, slot in zip(images, out, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as decoded:
+            slot[:] = np.asarray(decoded)
+    return torch.from_numpy(out).to(x.device).permute(0, 3, 1, 2).double() / 255
+
+
+def elastic_transform(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Warp by a random affine map, then by a random smooth field."""
+    alpha, sigma, reach = constants
+    size = x.shape[-1]
+    x = filters.bilinear(x, *affine_grid(size, reach, draw), border="mirror")
+    if alpha == 0:
+        return x
+    noise = 2 * draw.uniform(2, size, size) - 1
+    field = alpha * filters.gaussian(noise, sigma, border="symmetric", truncate=3)
+    line = torch.arange(size, device=x.device)
+    return filters.bilinear(x, line[:, None] + field[:, 0], line + field[:, 1], border="symmetric")
+
+
+def affine_grid(size: int, reach: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Return the rows and columns, float64 (N, size, size), at which a random affine map reads the image.
+
+    The map takes three corners of a square about the centre to those corners moved by up to ``reach`` pixels per axis.
+    """
+    centre, half = size // 2, size // 3
+    corners = torch.tensor([[half, half], [half, -half], [-half, -half]]) + centre  # x, y of each
+    moved = corners.to(draw.device) + reach * (2 * draw.uniform(3, 2) - 1)
+    x0, y0 = moved[:, 1, 0, None, None], moved[:, 1, 1, None, None]
+    down, left = moved[:, 0] - moved[:, 1], moved[:, 2] - moved[:, 1]
+    line = torch.arange(size, device=draw.device)
+    dx, dy = line - x0, line[:, None] - y0
+
+    def cross(ax: Tensor, ay: Tensor, bx: Tensor, by: Tensor) -> Tensor:
+        return ax * by - ay * bx
+
+    (downx, downy), (leftx, lefty) = ([v[:, i, None, None] for i in (0, 1)] for v in (down, left))
+    area = cross(downx, downy, leftx, lefty)
+    rows = centre - half + 2 * half * cross(dx, dy, leftx, lefty) / area
+    columns = centre + half - 2 * half * cross(downx, downy, dx, dy) / area
+    return rows, columns

@@ -1,0 +1,118 @@
+"""Filters on batches of images, as SciPy, scikit-image, OpenCV and ImageMagick compute them.
+
+All work on float tensors of shape (..., S, S). Sums run tap by tap over whole tensors, never through a library's
+convolution or matrix product: those may add in an order that depends on the batch size, and pixels must not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# What lies outside a row a b c d: "nearest" a a|abcd|d d, "symmetric" b a|abcd|d c, "mirror" c b|abcd|c b.
+Border = Literal["nearest", "symmetric", "mirror"]
+
+
+def fold(position: Tensor, size: int, border: Border) -> Tensor:
+    """Map integer positions, of which some lie outside, to {0, ..., size - 1}."""
+    if border == "nearest":
+        return position.clamp(0, size - 1)
+    period = 2 * size if border == "symmetric" else 2 * size - 2
+    position = position % period
+    return torch.minimum(position, 2 * size - 1 - position if border == "symmetric" else period - position)
+
+
+def pad(x: Tensor, radius: int, dim: int, border: Border) -> Tensor:
+    """Lengthen one dimension by ``radius`` on both sides."""
+    size = x.shape[dim]
+    return x.index_select(dim, fold(torch.arange(-radius, size + radius, device=x.device), size, border))
+
+
+def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4) -> Tensor:
+    """Blur (..., S, S) with a Gaussian of ``sigma`` pixels, cut off at ``truncate`` sigmas, as scikit-image does."""
+    radius = int(truncate * sigma + 0.5)
+    if radius == 0:
+        return x
+    weights = [math.exp(-0.5 * i * i / sigma**2) for i in range(radius + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        padded = pad(x, radius, dim, border)
+        x = x * (weights[0] / total)
+        for i in range(radius, 0, -1):
+            pair = padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)
+            x.add_(pair, alpha=weights[i] / total)
+    return x
+
+
+def correlate(x: Tensor, kernel: list[list[float]], border: Border = "mirror") -> Tensor:
+    """Correlate (..., S, S) with a square kernel of odd size, at OpenCV's default border."""
+    radius, size = len(kernel) // 2, x.shape[-1]
+    padded = pad(pad(x, radius, -2, border), radius, -1, border)
+    out = torch.zeros_like(x)
+    for row, weights in enumerate(kernel):
+        for column, weight in enumerate(weights):
+            if weight:
+                out.add_(padded[..., row : row + size, column : column + size], alpha=weight)
+    return out
+
+
+def box(x: Tensor) -> Tensor:
+    """Average 3 x 3 pixels."""
+    return correlate(x, [[1, 1, 1]] * 3) / 9
+
+
+def clipped_zoom(x: Tensor, factor: float) -> Tensor:
+    """Enlarge the middle of (..., S, S) by ``factor`` >= 1 and cut it to S x S, as SciPy's ``zoom`` of order 1 does."""
+    size = x.shape[-1]
+    crop = math.ceil(size / factor)
+    grown = round(crop * factor)
+    first = (grown - size) // 2
+    at = torch.arange(first, first + size, dtype=torch.float64, device=x.device) * ((crop - 1) / (grown - 1))
+    low = at.long().clamp(max=crop - 2)
+    weight = (at - low).to(x.dtype)
+    low = low + (size - crop) // 2
+    for dim, w in ((-2, weight[:, None]), (-1, weight)):
+        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, low + 1), w)
+    return x
+
+
+def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
+    """Smear images as ImageMagick's motion blur does: a one-sided Gaussian trail.
+
+    Args:
+        x: float (N, C, S, S).
+        radius: the trail has 2 * radius + 1 taps, one pixel apart.
+        sigma: of the taps' weights, in pixels.
+        angle: float64 (N,), direction of the trail in degrees, clockwise from the x axis.
+    """
+    n, channels, size, _ = x.shape
+    weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)]
+    cosine, sine = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
+    grid = torch.arange(size, device=x.device)
+    flat, out = x.reshape(n, channels, -1), torch.zeros_like(x).reshape(n, channels, -1)
+    for i, weight in enumerate(weights):
+        columns = (grid + torch.ceil(i * cosine - 0.5).long()[:, None]).clamp_(0, size - 1)
+        rows = (grid + torch.ceil(i * sine - 0.5).long()[:, None]).clamp_(0, size - 1)
+        place = (rows[:, :, None] * size + columns[:, None, :]).reshape(n, 1, -1)
+        out.add_(flat.gather(2, place.expand(-1, channels, -1)), alpha=weight / sum(weights))
+    return out.view_as(x)
+
+
+def bilinear(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
+    """Read (N, C, S, S) at real-valued ``rows`` and ``columns``, both (N, S, S), between four pixels each."""
+    n, channels, size, _ = x.shape
+    top, left = rows.floor(), columns.floor()
+    down, right = (rows - top).to(x.dtype)[:, None], (columns - left).to(x.dtype)[:, None]
+    flat = x.reshape(n, channels, -1)
+
+    def pixel(below: int, beside: int) -> Tensor:
+        place = fold(top.long() + below, size, border) * size + fold(left.long() + beside, size, border)
+        return flat.gather(2, place.reshape(n, 1, -1).expand(-1, channels, -1)).view_as(x)
+
+    upper = torch.lerp(pixel(0, 0), pixel(0, 1), right)
+    lower = torch.lerp(pixel(1, 0), pixel(1, 1), right)
+    return torch.lerp(upper, lower, down)

@@ -1,0 +1,133 @@
+"""Weather: x is float64 (N, 3, S, S) in [0, 1]; what a function returns may leave that range."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tta.corruptions import filters
+from tta.corruptions.constants import Constants
+from tta.corruptions.rng import Draw
+
+# The generator chooses among the first five of its six photographs.
+PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+GREY = (0.299, 0.587, 0.114)
+
+
+def snow(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Whiten the image and add flakes that fall within 45 degrees of the vertical, twice: as drawn and upside down."""
+    mean, deviation, zoom, threshold, radius, sigma, mix = constants
+    size = x.shape[-1]
+    layer = filters.clipped_zoom(mean + deviation * draw.normal(1, size, size), zoom)
+    layer = torch.where(layer < threshold, 0.0, layer)
+    layer = to_levels(layer)
+    layer = to_levels(filters.motion(layer, int(radius), sigma, draw.uniform() * 90 - 135))
+    grey = GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
+    x = mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5)
+    return x + layer + layer.flip(-1, -2)
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """Clip to [0, 1] and round down to multiples of 1/255, as a conversion to uint8 does."""
+    return (x.clamp(0, 1) * 255).floor() / 255
+
+
+def frost(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Add a random crop of a random photograph of frost."""
+    image_weight, frost_weight, step = constants
+    photographs, sizes = frost_photographs(int(step))
+    photographs, sizes = photographs.to(x.device), sizes.to(x.device)
+    size = x.shape[-1]
+    which = draw.integers(0, len(sizes))
+    corner = draw.integers(0, sizes[which] - size, 2)
+    line = torch.arange(size, device=x.device)
+    rows, columns = corner[:, :1] + line, corner[:, 1:] + line
+    crop = photographs[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return (image_weight * (x * 255) + frost_weight * crop.permute(0, 3, 1, 2)) / 255
+
+
+@functools.cache
+def frost_photographs(step: int) -> tuple[Tensor, Tensor]:
+    """Read the photographs of frost from the package ``imagecorruptions``, without importing it.
+
+    OpenCV's bilinear resize by 1 / step, for odd steps, reads exactly the middle pixel of every step x step.
+
+    Returns:
+        uint8 (5, H, W, 3), each in the top left corner, and int64 (5, 2), their heights and widths.
+
+    Raises:
+        FileNotFoundError: if the package or one of its photographs is missing.
+    """
+    folder = _photograph_folder()
+    images = []
+    for name in PHOTOGRAPHS:
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the corruption 'frost' needs the photograph {path}, which is missing: "
+                "reinstall the package it comes from (pip install --force-reinstall imagecorruptions)"
+            )
+        with Image.open(path) as file:
+            images.append(torch.from_numpy(np.array(file.convert("RGB")))[step // 2 :: step, step // 2 :: step])
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    height, width = sizes.amax(0).tolist()
+    stack = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+    for slot, image in zip(stack, images, strict=True):
+        slot[: image.shape[0], : image.shape[1]] = image
+    return stack, sizes
+
+
+def _photograph_folder() -> Path:
+    spec = importlib.util.find_spec("imagecorruptions")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "the corruption 'frost' needs the photographs of the package imagecorruptions, which is not installed: "
+            "pip install imagecorruptions"
+        )
+    return Path(spec.origin).parent / "frost"
+
+
+def fog(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Add a random heightmap, then darken so that the image's maximum stays what it was."""
+    amount, decay = constants
+    size = x.shape[-1]
+    peak = x.amax(dim=(1, 2, 3), keepdim=True)
+    mist = plasma(1 << (size - 1).bit_length(), decay, draw)[:, None, :size, :size]
+    return (x + amount * mist) * peak / (peak + amount)
+
+
+def plasma(size: int, decay: float, draw: Draw) -> Tensor:
+    """Make random heightmaps by the diamond-square algorithm.
+
+    Args:
+        size: of the maps, a power of two; they wrap around.
+        decay: the roughness is divided by this from one scale to the next.
+        draw: of N streams, one for each map.
+
+    Returns:
+        float64 (N, size, size), from 0 to 1 in each map.
+    """
+    heights = torch.zeros(draw.count, size, size, dtype=torch.float64, device=draw.device)
+    step, wibble = size, 100.0
+    while step >= 2:
+        half = step // 2
+        corner = heights[:, ::step, ::step].clone()
+        beside, below = corner + corner.roll(-1, 2), corner + corner.roll(-1, 1)
+        centre = _rough_mean(beside + beside.roll(-1, 1), wibble, draw)
+        heights[:, half::step, half::step] = centre
+        heights[:, ::step, half::step] = _rough_mean(centre + centre.roll(1, 1) + beside, wibble, draw)
+        heights[:, half::step, ::step] = _rough_mean(centre + centre.roll(1, 2) + below, wibble, draw)
+        step, wibble = half, wibble / decay
+    heights -= heights.amin(dim=(1, 2), keepdim=True)
+    return heights / heights.amax(dim=(1, 2), keepdim=True)
+
+
+def _rough_mean(total: Tensor, wibble: float, draw: Draw) -> Tensor:
+    """Average four neighbours, given their sum, and add noise; its amplitude is indeed the square of the wibble."""
+    return total / 4 + wibble * wibble * (2 * draw.uniform(*total.shape[1:]) - 1)
