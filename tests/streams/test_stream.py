@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tta.streams import Batch, Domain, Scenario, Stream
+from tta.streams.base import Loaded
+
+SINGLE, CONTINUAL = Scenario(reset="domain"), Scenario(reset="never")
+
+
+@dataclass
+class Numbered:
+    """Image i is filled with i + shift; those in ``broken`` are left out, or raise."""
+
+    broken: tuple[int, ...] = ()
+    stop: bool = False
+    shift: int = 0
+
+    def __call__(self, index: torch.Tensor) -> Loaded:
+        kept = [k for k, i in enumerate(index.tolist()) if i not in self.broken]
+        skipped = tuple(str(i) for i in index.tolist() if i in self.broken)
+        if skipped and self.stop:
+            raise ValueError(f"image {skipped[0]} is broken")
+        images = (index[kept] + self.shift).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return Loaded(images, torch.tensor(kept, dtype=torch.int64), skipped)
+
+
+def domain(name: str = "fog", n: int = 23, severity: int = 5, load: Numbered | None = None) -> Domain:
+    return Domain(name, severity, torch.arange(n) % 7, load or Numbered())
+
+
+def stream(*domains: Domain, batch_size: int = 10, **options: Any) -> Stream:
+    return Stream(domains or [domain()], 7, batch_size, **options)
+
+
+def order(of: Stream, name: str, scenario: Scenario = SINGLE, seed: int = 0) -> list[int]:
+    plan = of.plan(scenario, seed)
+    return [i for planned in plan if of.domains[planned.domain].name == name for i in planned.index.tolist()]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    batch_size=st.integers(1, 25),
+    limit=st.none() | st.integers(1, 70),
+    seed=st.integers(0, 2**40),
+)
+def test_plan_has_every_chosen_image_once_in_full_batches(
+    sizes: list[int], batch_size: int, limit: int | None, seed: int
+) -> None:
+    domains = [domain(f"d{k}", n) for k, n in enumerate(sizes)]
+    plan = stream(*domains, batch_size=batch_size, limit=limit).plan(CONTINUAL, seed)
+    assert [planned.domain for planned in plan] == sorted(planned.domain for planned in plan)
+    for number, size in enumerate(sizes):
+        parts = [planned for planned in plan if planned.domain == number]
+        index = torch.cat([planned.index for planned in parts])
+        expected = size if limit is None else min(limit, size)
+        assert len(set(index.tolist())) == len(index) == expected
+        assert 0 <= index.min() <= index.max() < size
+        assert {len(planned.index) for planned in parts[:-1]} <= {batch_size}
+        assert 1 <= len(parts[-1].index) <= batch_size
+        assert [planned.starts_domain for planned in parts] == [True] + [False] * (len(parts) - 1)
+
+
+@given(n=st.integers(1, 500), limit=st.integers(1, 500))
+def test_limit_is_spread_evenly(n: int, limit: int) -> None:
+    index = order(stream(domain(n=n), limit=limit), "fog", Scenario(order="file"))
+    gaps = {b - a for a, b in zip(index, [*index[1:], n], strict=True)}
+    assert index[0] == 0
+    assert gaps <= {n // len(index), -(-n // len(index))}
+
+
+def test_limit_keeps_the_shares_of_sorted_classes() -> None:
+    labels = torch.arange(1000) // 100
+    chosen = Stream([Domain("fog", 5, labels, Numbered())], 10, 50, limit=50).plan(SINGLE, 3)
+    assert labels[chosen[0].index].bincount().tolist() == [5] * 10
+
+
+def test_limit_takes_the_same_images_for_every_seed_and_domain() -> None:
+    limited = stream(domain("fog"), domain("snow"), limit=8)
+    chosen = {frozenset(order(limited, name, seed=seed)) for name in ("fog", "snow") for seed in range(5)}
+    assert len(chosen) == 1
+
+
+def test_other_seed_same_images_other_order() -> None:
+    first, second = (order(stream(), "fog", seed=seed) for seed in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(23))
+
+
+def test_order_of_a_domain_depends_neither_on_the_others_nor_on_its_place() -> None:
+    fog, snow, rain = domain("fog"), domain("snow", 11), domain("rain", 40)
+    alone = order(stream(fog), "fog", seed=4)
+    assert order(stream(snow, fog, rain), "fog", seed=4) == alone
+    assert order(stream(fog, snow, batch_size=3), "fog", CONTINUAL, seed=4) == alone
+
+
+def test_severities_of_a_corruption_have_different_orders() -> None:
+    assert order(stream(domain(severity=1)), "fog") != order(stream(domain(severity=2)), "fog")
+
+
+def test_file_order() -> None:
+    assert order(stream(), "fog", Scenario(order="file"), seed=9) == list(range(23))
+
+
+@pytest.mark.parametrize(("scenario", "resets"), [(SINGLE, [0, 3]), (CONTINUAL, [])], ids=["single", "continual"])
+def test_method_is_reset_before_each_domain_or_never(scenario: Scenario, resets: list[int]) -> None:
+    plan = stream(domain("fog"), domain("snow")).plan(scenario, 0)
+    assert [k for k, planned in enumerate(plan) if planned.starts_domain] == [0, 3]
+    assert [k for k, planned in enumerate(plan) if planned.reset] == resets
+
+
+def test_batches_are_what_was_planned() -> None:
+    made = stream(domain("fog", severity=2), domain("snow", severity=3))
+    plan = made.plan(SINGLE, 1)
+    batches = list(made.batches(plan))
+    assert len(batches) == len(plan) == 6
+    for batch, planned in zip(batches, plan, strict=True):
+        assert torch.equal(batch.index, planned.index)
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
+        assert torch.equal(batch.labels, batch.index % 7)
+        assert (batch.starts_domain, batch.reset) == (planned.starts_domain, planned.reset)
+        assert (batch.domain, batch.severity) == (("fog", 2), ("snow", 3))[planned.domain]
+        assert batch.images.dtype == torch.uint8
+        assert batch.skipped == ()
+
+
+def test_a_part_of_the_plan_can_be_read() -> None:
+    made = stream()
+    plan = made.plan(SINGLE, 1)
+    (batch,) = made.batches(plan[2:])
+    assert torch.equal(batch.index, plan[2].index)
+    assert not batch.starts_domain
+
+
+def test_images_left_out_take_their_labels_and_indices_with_them() -> None:
+    made = stream(domain(load=Numbered(broken=(3, 20))))
+    batches = list(made.batches(made.plan(SINGLE, 0)))
+    assert sorted(name for batch in batches for name in batch.skipped) == ["20", "3"]
+    assert sum(len(batch.index) for batch in batches) == 21
+    for batch in batches:
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
+        assert torch.equal(batch.labels, batch.index % 7)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(
+        torch.equal(value, vars(b)[key]) if isinstance(value, torch.Tensor) else value == vars(b)[key]
+        for key, value in vars(a).items()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_change_nothing_but_the_process() -> None:
+    domains = domain("fog", load=Numbered(broken=(5,))), domain("snow")
+    alone, helped = stream(*domains, batch_size=4), stream(*domains, batch_size=4, workers=2)
+    plan = alone.plan(SINGLE, 2)
+    pairs = list(zip(alone.batches(plan), helped.batches(helped.plan(SINGLE, 2)), strict=True))
+    assert len(pairs) == 12
+    assert all(same(a, b) for a, b in pairs)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_an_image_arrives_as_it_was_said(workers: int) -> None:
+    made = stream(domain(load=Numbered(broken=(12,), stop=True)), workers=workers)
+    batches = made.batches(made.plan(Scenario(order="file"), 0))
+    assert len(next(batches).index) == 10
+    with pytest.raises(ValueError, match=r"\Aimage 12 is broken\Z"):
+        next(batches)
+
+
+def test_reading_draws_nothing_from_the_global_generator() -> None:
+    made = stream()
+    before = torch.get_rng_state()
+    list(made.batches(made.plan(SINGLE, 0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_digest_names_the_data_and_not_how_they_are_cut() -> None:
+    known = stream(domain("fog"), domain("snow")).digest
+    assert stream(domain("fog"), domain("snow"), batch_size=3, limit=5).digest == known
+    others = {
+        stream(domain("snow"), domain("fog")).digest,
+        stream(domain("fog"), domain("snow", severity=4)).digest,
+        stream(domain("fog"), domain("snow", n=24)).digest,
+        stream(domain("fog"), Domain("snow", 5, torch.arange(23) % 6, Numbered())).digest,
+        stream(domain("fog"), domain("snow", load=Numbered(shift=1))).digest,
+    }
+    assert len(others - {known}) == 5
+
+
+def test_stream_without_domains() -> None:
+    with pytest.raises(ValueError, match=r"at least one domain: stream.corruptions is empty"):
+        Stream([], 10, 5)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "4", True], ids=repr)
+@pytest.mark.parametrize("key", ["batch_size", "limit"])
+def test_numbers_below_one_or_not_whole(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"stream.{key} must be a whole number of at least 1, got {value!r}"):
+        stream(**{key: value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_wrong_workers(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"stream.workers must be a whole number of at least 0, got {value!r}"):
+        stream(workers=value)
