@@ -1,0 +1,28 @@
+"""BatchNorm statistics of the test batch, weights frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tta.methods.base import Method, use_batch_statistics
+
+
+class BNAdapt(Method):
+    """BatchNorm normalises with the mean and variance of the current batch; nothing is learnt.
+
+    "Prediction-time batch normalisation" (arXiv:2006.10963), the row "norm" or "BN" of most tables, with no share of
+    the source statistics. A backbone without BatchNorm predicts as ``Source`` does.
+
+    Args:
+        backbone: see ``Method``.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+        use_batch_statistics(self)
+
+    @torch.no_grad()
+    def step(self, images: Tensor) -> Tensor:
+        """Predict with the statistics of this batch."""
+        return self.backbone(images)

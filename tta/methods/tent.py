@@ -1,0 +1,47 @@
+"""Tent: minimise an objective on the scale and shift of normalisation layers."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from tta.checks import whole_number
+from tta.methods.base import Method, OptimizerFactory, norm_parameters, use_batch_statistics
+from tta.objectives import Objective
+
+
+class Tent(Method):
+    """Test-time entropy minimisation (arXiv:2006.10726), with any objective in the place of the entropy.
+
+    BatchNorm layers use the statistics of the current batch; scale and shift of BatchNorm, LayerNorm and GroupNorm
+    layers follow the gradient of the batch mean of the objective. The logits are those of the forward pass before the
+    update (before the last one, with several steps), as in the official code.
+
+    Args:
+        backbone: see ``Method``.
+        objective: loss per sample on the logits; it is copied.
+        optimizer: makes an optimizer of the adapted parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1e-3)``.
+        steps: updates per batch, at least 1.
+
+    Raises:
+        ValueError: if the backbone has no normalisation layer with parameters, or ``steps`` is less than 1.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: Objective, optimizer: OptimizerFactory, steps: int = 1) -> None:
+        super().__init__(backbone)
+        self.objective = copy.deepcopy(objective)
+        self.steps = whole_number("method.steps", steps, 1)
+        use_batch_statistics(self)
+        self.optimizer = self.adapt(norm_parameters(self.backbone), optimizer)
+
+    def step(self, images: Tensor) -> Tensor:
+        """Predict, then update ``steps`` times."""
+        for _ in range(self.steps):
+            logits = self.backbone(images)
+            loss = self.objective(logits).mean()
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.report(loss=loss.detach(), used=logits.new_full((), len(images)))
+        return logits
