@@ -1,0 +1,131 @@
+"""What every method promises, for every configuration in configs/method: a new one is covered without a change here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+
+from backbones_for_tests import CLASSES, small_net, some_images
+from tta.cli import CONFIGS
+from tta.methods import Method
+
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+KINDS = ("batch", "layer", "group")
+pytestmark = [pytest.mark.parametrize("name", METHODS), pytest.mark.parametrize("kind", KINDS)]
+
+
+def make(name: str, kind: str, overrides: tuple[str, ...] = ()) -> Method:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("config", [f"method={name}", "optimizer.lr=0.1", *overrides])
+    return hydra.utils.instantiate(config.method, backbone=small_net(kind), _convert_="all")
+
+
+def predict(method: Method, seeds: range) -> list[torch.Tensor]:
+    return [method(some_images(seed=seed)) for seed in seeds]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def test_gives_finite_detached_logits(name: str, kind: str) -> None:
+    method = make(name, kind)
+    for logits in predict(method, range(3)):
+        assert logits.shape == (8, CLASSES)
+        assert logits.isfinite().all()
+        assert not logits.requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_callers_gradient_mode_and_eval_change_nothing(name: str, kind: str, mode: Any) -> None:
+    expected = predict(make(name, kind), range(3))
+    method = make(name, kind)
+    method.eval()
+    with mode():
+        assert_same(predict(method, range(3)), expected)
+    method = make(name, kind)
+    method.train()
+    assert_same(predict(method, range(3)), expected)
+
+
+def test_sees_images_alone(name: str, kind: str) -> None:
+    assert list(inspect.signature(make(name, kind).forward).parameters) == ["images"]
+
+
+def test_leaves_the_given_backbone_alone_and_changes_declared_parameters_only(name: str, kind: str) -> None:
+    given = small_net(kind)
+    before = tensors(given)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("config", [f"method={name}", "optimizer.lr=0.1"])
+    method: Method = hydra.utils.instantiate(config.method, backbone=given, _convert_="all")
+    predict(method, range(3))
+    assert all(torch.equal(value, before[key]) for key, value in given.state_dict().items())
+    declared = {key for key, p in method.backbone.named_parameters() if p.requires_grad}
+    changed = {key for key, p in method.backbone.named_parameters() if not torch.equal(p, before[key])}
+    assert changed <= declared
+    assert bool(changed) == bool(declared)
+
+
+def test_reset_goes_back_bit_by_bit(name: str, kind: str) -> None:
+    method = make(name, kind)
+    first = predict(method, range(4))
+    method.reset()
+    assert_same(predict(method, range(4)), first)
+
+
+def test_reset_restores_in_place(name: str, kind: str) -> None:
+    method = make(name, kind)
+    places = [p.data_ptr() for p in method.parameters()]
+    predict(method, range(2))
+    method.reset()
+    assert [p.data_ptr() for p in method.parameters()] == places
+
+
+def test_a_saved_state_continues_bit_by_bit_in_a_fresh_object(name: str, kind: str, tmp_path: Path) -> None:
+    method = make(name, kind)
+    first = predict(method, range(2))
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    expected = predict(method, range(2, 5))
+    fresh = make(name, kind)
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert_same(predict(fresh, range(2, 5)), expected)
+    fresh.reset()  # to where the object began, not to where it was continued from
+    assert_same(predict(fresh, range(2)), first)
+
+
+def test_two_objects_share_nothing(name: str, kind: str) -> None:
+    expected = predict(make(name, kind), range(2))
+    one, other = make(name, kind), make(name, kind)
+    predict(one, range(5, 8))
+    assert_same(predict(other, range(2)), expected)
+
+
+def test_works_in_bf16_autocast(name: str, kind: str) -> None:
+    method = make(name, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        for logits in predict(method, range(2)):
+            assert logits.isfinite().all()
+
+
+def test_reports_scalars_on_the_device(name: str, kind: str) -> None:
+    method = make(name, kind)
+    predict(method, range(1))
+    assert set(method.diagnostics) <= {"loss", "used"}
+    assert all(value.ndim == 0 and not value.requires_grad for value in method.diagnostics.values())
+
+
+def test_can_be_copied(name: str, kind: str) -> None:
+    method = make(name, kind)
+    predict(method, range(2))
+    twin = copy.deepcopy(method)
+    assert_same(predict(twin, range(2, 4)), predict(method, range(2, 4)))

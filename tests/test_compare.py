@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tta.compare import find_runs, main, table
+
+
+def write_run(folder: Path, method: str, seed: int, accuracies: dict[str, float], **changes: Any) -> None:
+    folder.mkdir(parents=True)
+    stream = {"_target_": "x", "batch_size": 50, **changes.pop("stream", {})}
+    learns = {"objective": {}, "optimizer": {"lr": 0.01}} if method == "tent" else {}
+    method_config = changes.pop("method_config", {"_target_": "x", **learns})
+    summary = {
+        "accuracy": sum(accuracies.values()) / len(accuracies),
+        "domains": [{"domain": k, "severity": 5, "n": 100, "accuracy": v} for k, v in accuracies.items()],
+        "choices": {
+            "method": method,
+            "objective": "em",
+            "stream": "demo",
+            "scenario": "single_domain",
+            "model": "demo",
+        },
+        "weights": "w",
+        "normalization": None,
+        "data": "d",
+        "command": ["/somewhere/tta", "-m", "method=source,tent", "stream.corruptions=[fog,snow]"],
+        "date": f"2026-01-0{seed + 1}T12:00:00+00:00",
+        "packages": {"torch": "2.11.0"},
+        "device": "cpu (2 threads)",
+        "config": {
+            "model": {},
+            "stream": stream,
+            "scenario": {},
+            "method": method_config,
+            "seed": seed,
+            "precision": "fp32",
+        },
+        **changes,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    batches = [
+        {"step": i, "domain": name, "n": 50, "domain_accuracy": value}
+        for i, (name, value) in enumerate((name, value) for name, value in accuracies.items() for _ in range(2))
+    ]
+    pd.DataFrame(batches).to_csv(folder / "batches.csv", index=False)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    write_run(tmp_path / "a", "source", 0, {"fog": 0.5, "snow": 0.7})
+    write_run(tmp_path / "b", "tent", 0, {"fog": 0.6, "snow": 0.6})
+    write_run(tmp_path / "sub" / "c", "tent", 1, {"fog": 0.8, "snow": 0.8})
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "batches.csv").write_text("step\n")
+    return tmp_path
+
+
+def test_seeds_become_one_row_with_mean_and_standard_deviation(runs: Path) -> None:
+    frame = table(find_runs([runs]))
+    assert list(frame.index) == ["source", "tent + em (lr 0.01)"]
+    assert frame.loc["tent + em (lr 0.01)", "fog"] == pytest.approx(70)
+    assert frame.loc["tent + em (lr 0.01)", "mean"] == pytest.approx(70)
+    assert frame.loc["tent + em (lr 0.01)", "std"] == pytest.approx(14.142, abs=1e-3)
+    assert frame.loc["source", "mean"] == pytest.approx(60)
+
+
+def test_the_command_writes_a_table_and_a_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(runs)])
+    text = capsys.readouterr().out
+    assert "70.00 ±14.14" in text
+    markdown = (runs / "comparison.md").read_text()
+    assert "| fog | 50.0 | **70.0** |" in markdown
+    assert "| snow | **70.0** | **70.0** |" in markdown
+    command = "`tta -m method=source,tent 'stream.corruptions=[fog,snow]'`"
+    assert f"Runs: {command}; 2026-01-01, 2026-01-02; torch 2.11.0; cpu (2 threads).\n" in markdown
+    assert pd.read_csv(runs / "comparison.csv")["mean"].tolist() == pytest.approx([60, 70])
+    with Image.open(runs / "comparison.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_many_rows_have_their_mean_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        method_config = {"_target_": "x", "objective": {}, "optimizer": {"lr": 0.1 * (number + 1)}}
+        accuracies = {"fog": 0.1 * number, "snow": 0.1}
+        write_run(runs / f"lr{number}", "tent", 0, accuracies, method_config=method_config)
+    main([str(runs)])
+    assert "fog" not in capsys.readouterr().out
+    markdown = (runs / "comparison.md").read_text()
+    assert "|  | mean |\n|---|---:|\n| tent + em (lr 0.1) | 5.00 |\n" in markdown
+    assert "| tent + em (lr 0.01) | **70.00 ±14.14** |" in markdown
+    assert pd.read_csv(runs / "comparison.csv")["fog"].tolist() == pytest.approx([0, 10, 20, 30, 40, 50, 50, 70])
+
+
+def test_runs_that_cannot_be_compared_are_in_tables_apart(runs: Path) -> None:
+    write_run(runs / "d", "tent", 0, {"fog": 0.9, "snow": 0.9}, stream={"batch_size": 10})
+    write_run(runs / "e", "tent", 0, {"fog": 0.9, "snow": 0.9}, weights="others")
+    write_run(runs / "f", "tent", 0, {"fog": 0.9, "snow": 0.9}, data="others")
+    write_run(runs / "g", "tent", 2, {"fog": 0.9, "snow": 0.9}, stream={"root": "elsewhere"})  # goes with the first
+    main([str(runs), "--out", str(runs / "out")])
+    assert sorted(p.name for p in (runs / "out").glob("*.md")) == [f"comparison-{i}.md" for i in (1, 2, 3, 4)]
+
+
+def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished run"):
+        main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="there is no folder"):
+        main([str(tmp_path / "nowhere")])

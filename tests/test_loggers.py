@@ -1,0 +1,110 @@
+"""Loggers, wandb's offline mode for real."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tta.loggers import Progress, Wandb
+
+ROW = {"step": 0, "domain": "fog", "severity": 5, "n": 8, "batch_accuracy": 0.5, "domain_accuracy": 0.5}
+ROW |= {"online_accuracy": 0.25, "entropy": 1.5, "loss": None, "used": None, "seconds": 0.1}
+DOMAIN = {"domain": "fog", "severity": 5, "n": 8, "accuracy": 0.5}
+SUMMARY = {"accuracy": 0.5, "online_accuracy": 0.25, "images": 8, "seconds": 1.0}
+
+
+def offline_records(folder: Path) -> list[Any]:
+    """Read a wandb file back: a LevelDB log (blocks of 32 KiB, pieces of checksum, length, kind, data) of protobufs."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.rglob("*.wandb")
+    content = file.read_bytes()
+    records, data, place = [], b"", 7  # the file's own header is 7 bytes
+    while place + 7 <= len(content):
+        left_in_block = 32768 - place % 32768
+        if left_in_block < 7:
+            place += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        data += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            records.append(record)
+            data = b""
+    return records
+
+
+def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logger = Wandb(project="test", mode="offline")
+    logger.start("a run", {"seed": 3}, tmp_path, 8)
+    for step in range(3):
+        logger.batch({**ROW, "step": step})
+    logger.domain(DOMAIN)
+    logger.finish(SUMMARY)
+    logger.close()
+    records = offline_records(tmp_path)
+    history = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [row["batch/step"] for row in history] == [0, 1, 2]
+    assert history[0]["batch/online_accuracy"] == 0.25
+    assert "batch/loss" not in history[0]
+    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert run.display_name == "a run"
+    assert {item.key: json.loads(item.value_json) for item in run.config.update}["seed"] == 3
+    summary: dict[str, Any] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
+    assert summary["accuracy"] == 0.5
+    assert summary["domain/fog-5/accuracy"] == 0.5
+
+
+def test_wandb_disabled_takes_everything(tmp_path: Path) -> None:
+    logger = Wandb(mode="disabled")
+    logger.start("a run", {}, tmp_path, 8)
+    logger.batch(ROW)
+    logger.domain(DOMAIN)
+    logger.finish(SUMMARY)
+    logger.close()
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_wandb_refuses_another_mode() -> None:
+    with pytest.raises(ValueError, match="must be online, offline or disabled, got 'of'"):
+        Wandb(mode="of")
+
+
+def test_progress_is_silent_when_not_in_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = Progress()
+    logger.start("a run", {}, tmp_path, 16)
+    logger.batch(ROW)
+    logger.domain(DOMAIN)
+    logger.finish(SUMMARY)
+    logger.close()
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_progress_shows_accuracy_speed_and_time_left_in_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    logger = Progress()
+    logger.start("a run", {}, tmp_path, 16)
+    logger.batch(ROW)
+    logger._bar.refresh()
+    logger.close()
+    text = capfd.readouterr().err
+    for word in ("a run", "fog", "8/16", "25.0 %", "images/s"):
+        assert word in text

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tta.metrics import DomainMetrics
+
+BINS = 15
+
+
+def logits_and_labels(n: int, c: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, c, generator=generator) * scale, torch.randint(c, (n,), generator=generator)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
+    """The formula of arXiv:1706.04599, bin by bin."""
+    confidence, correct = p.max(1), p.argmax(1) == labels
+    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    error = 0.0
+    for number in range(BINS):
+        inside = which == number
+        if inside.any():
+            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def fed(logits: torch.Tensor, labels: torch.Tensor, batch_size: int = 32) -> DomainMetrics:
+    metrics = DomainMetrics(logits.shape[1], torch.device("cpu"))
+    for part, truth in zip(logits.split(batch_size), labels.split(batch_size), strict=True):
+        metrics.update(part, truth)
+    return metrics
+
+
+@pytest.mark.parametrize(("n", "c", "scale"), [(1, 2, 1.0), (100, 10, 3.0), (333, 10, 0.1), (200, 1000, 5.0)])
+def test_figures_are_those_of_the_formulas(n: int, c: int, scale: float) -> None:
+    logits, labels = logits_and_labels(n, c, scale)
+    p, truth = softmax(logits.double().numpy()), labels.numpy()
+    figures = fed(logits, labels).compute()
+    assert figures["n"] == n
+    assert figures["accuracy"] == pytest.approx((p.argmax(1) == truth).mean())
+    assert figures["calibration_error"] == pytest.approx(calibration_error(p, truth), abs=1e-5)
+
+
+def test_confidence_of_one_belongs_to_the_last_bin() -> None:
+    # Half sure at 1.0 and wrong, half sure at some 0.95 and right: in one bin the errors cancel in part.
+    logits = torch.tensor([[100.0, 0.0]] * 10 + [[3.0, 0.0]] * 10)
+    labels = torch.tensor([1] * 10 + [0] * 10)
+    expected = (1 + 1 / (1 + np.exp(-3))) / 2 - 0.5
+    assert fed(logits, labels).compute()["calibration_error"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_sure_and_right_is_perfectly_calibrated() -> None:
+    labels = torch.arange(10)
+    assert fed(torch.eye(10) * 200, labels).compute() == pytest.approx(
+        {"n": 10, "accuracy": 1.0, "calibration_error": 0.0}, abs=1e-6
+    )
+
+
+def test_how_the_stream_is_cut_into_batches_changes_nothing() -> None:
+    logits, labels = logits_and_labels(100, 5, 2.0)
+    whole, cut = fed(logits, labels, 100), fed(logits, labels, 7)
+    assert whole.compute() == cut.compute()
+    assert whole.classes() == cut.classes()
+
+
+def test_counts_of_each_class() -> None:
+    logits, labels = logits_and_labels(200, 7, 1.0)
+    predicted = logits.argmax(1)
+    expected = [
+        (int((labels == k).sum()), int((predicted == k).sum()), int(((labels == k) & (predicted == k)).sum()))
+        for k in range(7)
+    ]
+    assert fed(logits, labels).classes() == expected
+
+
+def test_counts_of_a_batch() -> None:
+    logits, labels = logits_and_labels(50, 6, 2.0)
+    metrics = DomainMetrics(6, torch.device("cpu"))
+    metrics.update(*logits_and_labels(50, 6, 2.0, seed=1))  # one before, that must not count
+    counts = metrics.update(logits, labels)
+    p = softmax(logits.double().numpy())
+    assert int(counts.correct) == (p.argmax(1) == labels.numpy()).sum()
+    assert float(counts.entropy) == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-5)
+    assert bool(counts.finite)
+
+
+def test_entropy_of_half_precision_logits_is_that_of_single_precision() -> None:
+    logits, labels = logits_and_labels(20, 10, 4.0)
+    half = logits.bfloat16()
+    counts = [DomainMetrics(10, torch.device("cpu")).update(given, labels) for given in (half, half.float())]
+    assert torch.equal(counts[0].entropy, counts[1].entropy)
+
+
+def test_entropy_is_finite_for_extreme_logits() -> None:
+    counts = DomainMetrics(3, torch.device("cpu")).update(torch.tensor([[1e4, 0.0, -1e4]]), torch.tensor([0]))
+    assert float(counts.entropy) == 0.0
+    assert bool(counts.finite)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_logit_that_is_not_finite_is_reported(value: float) -> None:
+    logits, labels = logits_and_labels(4, 3, 1.0)
+    logits[2, 1] = value
+    assert not bool(DomainMetrics(3, torch.device("cpu")).update(logits, labels).finite)

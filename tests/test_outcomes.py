@@ -1,0 +1,103 @@
+"""Outcomes on real images: what a researcher would check before believing a number."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tta.backbones import Backbone, timm_backbone
+from tta.loggers import Logger
+from tta.methods import BNAdapt, Method, Source, Tent
+from tta.objectives import EM, AdaDEM
+from tta.runner import Runner
+from tta.runs import RunDirectory
+from tta.streams import Scenario, Stream
+from tta.streams.cifar import cifar_c
+
+NO_LOGGERS: list[Logger] = []
+
+
+@pytest.fixture(scope="module")
+def resnet(shared: Path) -> Backbone:
+    return timm_backbone(
+        "resnet18",
+        checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
+        stem="cifar",
+        kwargs={"channels": (16, 32, 64, 128)},
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+
+
+@pytest.fixture(scope="module")
+def stream(shared: Path) -> Stream:
+    return cifar_c(str(shared / "data" / "cifar10-c-200"), batch_size=50)
+
+
+def accuracy(method: Method, stream: Stream, folder: Path, scenario: Scenario | None = None) -> float:
+    with RunDirectory(folder) as directory:
+        runner = Runner(method, stream, scenario or Scenario(), 0, directory, NO_LOGGERS, torch.device("cpu"))
+        return runner.run()["accuracy"]
+
+
+def test_batch_statistics_are_far_above_source(resnet: Backbone, stream: Stream, tmp_path: Path) -> None:
+    source = accuracy(Source(resnet), stream, tmp_path / "source")
+    adapted = accuracy(BNAdapt(resnet), stream, tmp_path / "bn")
+    assert 0.55 < source < 0.68
+    assert adapted > source + 0.10
+
+
+def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(
+    resnet: Backbone, stream: Stream, tmp_path: Path
+) -> None:
+    few = Stream(stream.domains[:2], 10, 20)
+    bn = accuracy(BNAdapt(resnet), few, tmp_path / "bn")
+    for objective in (EM(), AdaDEM()):
+        small, huge = (
+            accuracy(Tent(resnet, objective, functools.partial(torch.optim.SGD, lr=lr)), few, tmp_path / f"{lr}")
+            for lr in (1e-7, 10.0)
+        )
+        assert small == bn
+        assert huge < bn - 0.2
+
+
+def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
+    resnet: Backbone, stream: Stream, tmp_path: Path
+) -> None:
+    sgd = functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9)
+    rows = {}
+    for name, domains in (("pair", stream.domains[4:6]), ("alone", stream.domains[5:6])):
+        for reset in ("domain", "never"):
+            with RunDirectory(tmp_path / name / reset) as directory:
+                part = Stream(domains, 10, 20)
+                runner = Runner(
+                    Tent(resnet, EM(), sgd), part, Scenario(reset), 0, directory, NO_LOGGERS, torch.device("cpu")
+                )
+                rows[name, reset] = runner.run()["domains"][-1]["entropy"]
+    assert rows["pair", "domain"] == rows["alone", "domain"] == rows["alone", "never"]
+    assert rows["pair", "never"] != rows["alone", "never"]
+
+
+def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``make run`` does. EM and AdaDEM are above batch statistics here, whoever of the two is first."""
+    import subprocess
+    import sys
+
+    tta = Path(sys.executable).parent / "tta"
+    words = ["-m", "method=source,bn_adapt,tent,adadem", f"runs_dir={tmp_path}", "device=cpu"]
+    subprocess.run([str(tta), *words], check=True, cwd=tmp_path)
+    found = {}
+    for file in tmp_path.rglob("summary.json"):
+        summary = json.loads(file.read_text())
+        found[summary["choices"]["method"]] = summary["accuracy"]
+        assert [domain["n"] for domain in summary["domains"]] == [3000] * 15
+    assert found["bn_adapt"] > found["source"] + 0.15
+    assert found["tent"] > found["bn_adapt"] + 0.005
+    assert found["adadem"] > found["bn_adapt"] + 0.005
+    subprocess.run([str(tta.with_name("tta-compare")), str(tmp_path)], check=True)
+    assert (tmp_path / "comparison.md").is_file()
+    assert (tmp_path / "comparison.png").is_file()

@@ -1,0 +1,50 @@
+"""The wheel works without the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = out.glob("*.whl")
+    return file
+
+
+def test_the_wheel_holds_every_module_and_every_configuration(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for file in (ROOT / "tta").rglob("*.py"):
+        assert file.relative_to(ROOT).as_posix() in names
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        assert f"tta/{file.relative_to(ROOT).as_posix()}" in names
+    assert "tta/py.typed" in names
+    assert not any(name.startswith(("tests/", "configs/", "scripts/")) for name in names)
+
+
+def test_the_wheel_composes_a_run_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['tta', '--cfg', 'job', 'method=adadem']; "
+        "import tta.cli; assert tta.cli.__file__.startswith(sys.path[0]), tta.cli.__file__; tta.cli.main()"
+    )
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    result = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "tta.methods.Tent" in result.stdout
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, tta, tta.cli; print([m for m in ('torch', 'timm', 'wandb', 'robustbench') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,183 @@
+"""The command ``tta``: composes a configuration, makes the parts, runs. The only module that sees a config object."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from tta.checks import number, whole_number
+
+if TYPE_CHECKING:
+    from tta.runner import Runner
+
+PACKAGE = Path(__file__).parent
+# In a wheel the configurations are inside the package, in a checkout beside it.
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+
+
+def main() -> None:
+    """Entry point of ``tta``; exits with 1 after an error, 130 after Ctrl-C."""
+    # Classes of one's own are found in the current folder, as `python -m tta` does anyway.
+    sys.path.insert(0, os.getcwd())
+    debug = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of printing them with a trace
+    try:
+        _hydra_main()
+    except KeyboardInterrupt:
+        print("tta: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        raise SystemExit(f"tta: error: {_message(error)}") from None
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+def _hydra_main(config: DictConfig) -> None:
+    run(config)
+
+
+def run(config: DictConfig) -> Path:
+    """Run what the configuration says, unless it is finished already.
+
+    Returns:
+        The run's directory.
+    """
+    import torch
+
+    from tta.devices import choose_device, choose_precision, describe_device
+    from tta.runner import Runner
+    from tta.runs import RunDirectory, fingerprint, provenance
+
+    whole_number("seed", config.seed, 0)
+    if "lr" in config.optimizer:
+        number("optimizer.lr", config.optimizer.lr, 0)
+    device, autocast = choose_device(config.device), choose_precision(config.precision)
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.deterministic = True
+    scenario, stream, backbone = (_instantiate(config[part]) for part in ("scenario", "stream", "model"))
+    if backbone.num_classes != stream.num_classes:
+        raise ValueError(
+            f"the backbone {backbone.tag} has {backbone.num_classes} classes, the stream has {stream.num_classes}: "
+            "choose a model trained for these classes (model=..., model.checkpoint=...)"
+        )
+    name = _run_name(resolved)
+    path = Path(config.runs_dir).expanduser() / f"{name}-{fingerprint(resolved, backbone.tag, stream.digest)}"
+    directory = RunDirectory(path)
+    if directory.finished and not config.force:
+        print(f"{name}: finished already, see {path} (force=true runs it again)")
+        return path
+    # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
+    method = _instantiate(config.method, backbone=backbone.to(device))
+    loggers = list(_instantiate(config.logger).values())
+    runner = Runner(method, stream, scenario, config.seed, directory, loggers, device, autocast)
+    origin = {
+        "choices": _choices(),
+        "weights": backbone.tag,
+        "normalization": backbone.normalization,
+        "data": stream.digest,
+        "reset": scenario.reset,
+        "device": describe_device(device),
+        **provenance(),
+        "config": resolved,
+    }
+    summary = _record(name, runner, origin)
+    print(
+        f"{name}: accuracy {100 * summary['accuracy']:.2f} % over {len(summary['domains'])} domain(s), "
+        f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
+    )
+    return path
+
+
+def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
+    """Run from the first batch to the summary, which is returned."""
+    with runner.directory as directory:
+        directory.write_config(OmegaConf.to_yaml(origin["config"]))
+        try:
+            for logger in runner.loggers:
+                logger.start(name, origin["config"], directory.path, runner.images)
+            summary = {"name": name, **runner.run(), **origin}
+            directory.finish(summary)
+            for logger in runner.loggers:
+                logger.finish(summary)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; its rows so far are in {directory.path}", file=sys.stderr)
+            raise
+        finally:
+            for logger in runner.loggers:
+                logger.close()
+    return summary
+
+
+def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
+    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+
+
+def _choices() -> dict[str, str]:
+    """The option taken of each group, as in ``{"method": "tent", ...}``."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+
+
+def _run_name(resolved: Mapping[str, Any]) -> str:
+    """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
+    choices, method = _choices(), resolved["method"]
+    parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
+    if "objective" in method and choices.get("objective") != choices.get("method"):
+        parts.append(choices.get("objective", "custom"))
+    if "optimizer" in method:
+        parts.append(f"lr{method['optimizer']['lr']}")
+    return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")
+
+
+def _message(error: Exception) -> str:
+    """The sentences meant for the user, without Hydra's and OmegaConf's wrapping."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        # Words of our own name the key; those of a library need its place.
+        place = str(error).rpartition("full_key: ")[2] if isinstance(error.__cause__, TypeError) else ""
+        return f"{place}: {error.__cause__}" if place else str(error.__cause__)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is needed: give it with {error.full_key}=<value>"
+    unknown = re.match(r"Could not override '([^']+)'", str(error))
+    if unknown and "is not in struct" in str(error.__cause__):
+        return f"there is no key {unknown[1]!r} in this configuration{_similar_keys(unknown[1])}"
+    return str(error).partition("\nConfig search path:")[0]
+
+
+def _similar_keys(key: str) -> str:
+    """Say which keys of the configuration that was asked for look like ``key``."""
+    groups = [word for word in sys.argv[1:] if "=" in word and "." not in word.partition("=")[0] and "," not in word]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            config = hydra.compose("config", groups)
+        except HydraException:  # another override is wrong too, and hides what there is
+            config = hydra.compose("config")
+    keys = list(_keys(OmegaConf.to_container(config), ""))  # type: ignore[arg-type]
+    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return (
+        f"{hint} `tta --cfg job` shows all keys; a key that a model or a class of yours takes is added with +{key}=..."
+    )
+
+
+def _keys(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,0 +1,247 @@
+"""The command ``tta-compare``: finished runs to tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tta.runs import determinants
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 6
+"""Labels that fit beside each other in a table."""
+
+
+@dataclass
+class Run:
+    """A finished run, as its ``summary.json`` tells it."""
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def benchmark(self) -> tuple[str, ...]:
+        """What two runs must share to be in one table: weights, images, order, batches, reset."""
+        summary = self.summary
+        protocol = determinants(summary["config"])
+        images = [(d["domain"], d["severity"], d["n"]) for d in summary["domains"]]
+        parts = (summary["weights"], summary["normalization"], summary["data"], images)
+        return tuple(json.dumps(part, sort_keys=True) for part in (*parts, protocol["stream"], protocol["scenario"]))
+
+    @property
+    def label(self) -> str:
+        """Method, and objective and learning rate where the method has them."""
+        choices, method = self.summary["choices"], self.summary["config"]["method"]
+        name = choices.get("method", method["_target_"])
+        objective = choices.get("objective")
+        if "objective" in method and objective and objective != name:
+            name += f" + {objective}"
+        if "optimizer" in method:
+            name += f" (lr {method['optimizer']['lr']:g})"
+        if self.summary["config"]["precision"] != "fp32":
+            name += f" {self.summary['config']['precision']}"
+        return name
+
+    @property
+    def title(self) -> str:
+        """Stream, scenario and model, for a person."""
+        choices = self.summary["choices"]
+        return ", ".join(choices.get(group, "custom") for group in ("stream", "scenario", "model"))
+
+    def batches(self) -> pd.DataFrame:
+        """Read ``batches.csv``."""
+        import pandas as pd
+
+        return pd.read_csv(self.path / "batches.csv")
+
+
+def find_runs(places: Iterable[Path]) -> list[Run]:
+    """Read every finished run at or below these folders.
+
+    Raises:
+        FileNotFoundError: if a folder is missing, or none has a finished run.
+    """
+    runs: list[Run] = []
+    for place in places:
+        if not place.is_dir():
+            raise FileNotFoundError(f"there is no folder {place}")
+        runs.extend(Run(file.parent, json.loads(file.read_text())) for file in sorted(place.rglob("summary.json")))
+    if not runs:
+        raise FileNotFoundError(f"no finished run (a folder with summary.json) in {', '.join(map(str, places))}")
+    return runs
+
+
+def table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Accuracies in per cent: a row for each method (worst mean first), a column for each domain, ``mean``, ``std``.
+
+    Runs of one label are seeds of one row; ``std`` is the sample standard deviation of their means.
+    """
+    import pandas as pd
+
+    records = [
+        {
+            "method": run.label,
+            "seed": run.summary["config"]["seed"],
+            **{domain["domain"]: 100 * domain["accuracy"] for domain in run.summary["domains"]},
+            "mean": 100 * run.summary["accuracy"],
+        }
+        for run in runs
+    ]
+    frame = pd.DataFrame(records).drop_duplicates(["method", "seed"], keep="last")
+    groups = frame.groupby("method", sort=False)
+    result = groups.mean().drop(columns="seed")
+    result["std"] = groups["mean"].std()
+    result["seeds"] = groups.size()
+    return result.sort_values("mean", kind="stable")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``tta-compare``."""
+    parser = argparse.ArgumentParser(prog="tta-compare", description="Compare finished runs: a table and a figure.")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that hold runs, at any depth")
+    parser.add_argument("--out", type=Path, help="where the files go; default: the first folder of runs")
+    options = parser.parse_args(arguments)
+    try:
+        runs = find_runs(options.runs)
+        out: Path = options.out or options.runs[0]
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"tta-compare: error: {error}") from None
+    benchmarks: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        benchmarks.setdefault(run.benchmark, []).append(run)
+    for number, group in enumerate(benchmarks.values()):
+        stem = "comparison" if len(benchmarks) == 1 else f"comparison-{number + 1}"
+        _report(group, out / stem)
+
+
+def _report(runs: Sequence[Run], stem: Path) -> None:
+    frame = table(runs)
+    _print(frame, runs)
+    files = {kind: stem.with_suffix(f".{kind}") for kind in ("md", "csv", "png")}
+    files["md"].write_text(_markdown(frame, runs))
+    frame.to_csv(files["csv"], float_format="%.4f")
+    plot_online_accuracy(runs, frame.index, files["png"])
+    print("written: " + ", ".join(map(str, files.values())))
+
+
+def _heading(run: Run) -> str:
+    severities = sorted({domain["severity"] for domain in run.summary["domains"]})
+    images = sorted({domain["n"] for domain in run.summary["domains"]})
+    return (
+        f"{run.title}: online accuracy in per cent; severity {', '.join(map(str, severities))}, "
+        f"{' to '.join(str(n) for n in sorted({images[0], images[-1]}))} images per domain, "
+        f"batch size {run.summary['config']['stream'].get('batch_size')}, weights {run.summary['weights']}"
+    )
+
+
+def _origin(runs: Sequence[Run]) -> str:
+    """Say which commands gave the runs, when, and on what."""
+
+    def different(values: Iterable[str]) -> str:
+        found = list(dict.fromkeys(values))
+        return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+    commands = different(f"`{shlex.join(['tta', *run.summary['command'][1:]])}`" for run in runs)
+    dates = different(run.summary["date"][:10] for run in sorted(runs, key=lambda run: run.summary["date"]))
+    versions = different(f"torch {run.summary['packages']['torch']}" for run in runs)
+    return f"{commands}; {dates}; {versions}; {different(run.summary['device'] for run in runs)}"
+
+
+def _cells(frame: pd.DataFrame, name: str, bold: tuple[str, str]) -> list[str]:
+    """Text of a column of the table, a cell for each label, the best in bold.
+
+    Domains have one decimal, the mean two, and its deviation where there are several seeds.
+    """
+    values = frame[name].round(2 if name == "mean" else 1)
+    cells = [f"{value:.{2 if name == 'mean' else 1}f}" for value in values]
+    if name == "mean":
+        spread = zip(cells, frame["std"], frame["seeds"], strict=True)
+        cells = [f"{cell} ±{std:.2f}" if seeds > 1 else cell for cell, std, seeds in spread]
+    best = values == values.max()
+    return [f"{bold[0]}{cell}{bold[1]}" if top else cell for cell, top in zip(cells, best, strict=True)]
+
+
+def _view(frame: pd.DataFrame, bold: tuple[str, str]) -> list[list[str]]:
+    """Text of the table, its header first: a row for each domain, as their names are three times as wide as figures.
+
+    More labels than fit beside each other are a row each, with the mean alone.
+    """
+    if len(frame) > SHOWN:
+        rows = zip(frame.index, _cells(frame, "mean", bold), strict=True)
+        return [["", "mean"], *([str(label), cell] for label, cell in rows)]
+    domains = [str(name) for name in frame.columns if name not in ("mean", "std", "seeds")]
+    return [["", *map(str, frame.index)], *([name, *_cells(frame, name, bold)] for name in (*domains, "mean"))]
+
+
+def _print(frame: pd.DataFrame, runs: Sequence[Run]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    header, *rows = _view(frame, ("[bold]", "[/bold]"))
+    view = Table(title=_heading(runs[0]), title_justify="left", pad_edge=False)
+    view.add_column(header[0], no_wrap=True, min_width=max(len(row[0]) for row in rows))
+    for label in header[1:]:
+        view.add_column(label, justify="right")
+    for row in rows:
+        view.add_row(*row, end_section=row is rows[-2] and rows[-1][0] == "mean")
+    Console().print(view)
+
+
+def _markdown(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
+    header, *rows = _view(frame, ("**", "**"))
+    lines = [
+        f"{_heading(runs[0])}.",
+        "",
+        f"| {' | '.join(header)} |",
+        "|---|" + "---:|" * len(header[1:]),
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Runs: {_origin(runs)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot_online_accuracy(runs: Sequence[Run], labels: Iterable[Any], file: Path) -> None:
+    """Draw the online accuracy within each domain, along the stream; a line for each label, the mean over its seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
+    domains: list[tuple[float, str]] = []
+    for label in labels:
+        curves = pd.concat([run.batches() for run in runs if run.label == label]).groupby("step", sort=True)
+        curve = curves[["n", "domain_accuracy"]].mean()
+        curve["domain"] = curves["domain"].first()
+        end = curve["n"].cumsum()
+        visit = (curve["domain"] != curve["domain"].shift()).cumsum()
+        color = None
+        for _, part in curve.groupby(visit):
+            (line,) = axes.plot(
+                end[part.index], 100 * part["domain_accuracy"], color=color, label=label if color is None else None
+            )
+            color = line.get_color()
+        domains = [(float(end[part.index[-1]]), str(part["domain"].iloc[0])) for _, part in curve.groupby(visit)]
+    start = 0.0
+    for stop, name in domains:
+        axes.axvline(stop, color="0.85", linewidth=0.8, zorder=0)
+        axes.text(
+            (start + stop) / 2, 1.01, name, rotation=40, ha="left", va="bottom", transform=axes.get_xaxis_transform()
+        )
+        start = stop
+    axes.set(xlabel="images seen", ylabel="online accuracy in the domain (%)", xlim=(0, start))
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

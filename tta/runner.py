@@ -1,0 +1,241 @@
+"""The only loop: for each batch, ``logits = method(images)``, then metrics and loggers.
+
+The only place where labels meet logits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tta.loggers import Logger
+from tta.methods.base import Method, batch_too_small
+from tta.metrics import DomainMetrics
+from tta.runs import RunDirectory
+from tta.streams import Scenario, Stream
+
+READ_EVERY = {"cpu": 1, "cuda": 16}
+"""Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""
+
+
+@dataclass
+class Runner:
+    """Feeds a stream to a method once, online, and keeps what comes of it.
+
+    Args:
+        method: on its device already.
+        stream: what arrives.
+        scenario: in which order, and when the method is reset.
+        seed: of the order.
+        directory: entered before ``run`` is called.
+        loggers: are told of every row after it is in the directory; started before ``run`` is called.
+        device: where the method is.
+        autocast: type for autocast, ``None`` for full precision.
+
+    Raises:
+        ValueError: if a batch of the stream is too small for the method.
+    """
+
+    method: Method
+    stream: Stream
+    scenario: Scenario
+    seed: int
+    directory: RunDirectory
+    loggers: Sequence[Logger]
+    device: torch.device
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self._plan = self.stream.plan(self.scenario, self.seed)
+        smallest = min(len(planned.index) for planned in self._plan)
+        if smallest < self.method.min_batch_size:
+            raise ValueError(batch_too_small(self.method, smallest))
+
+    @property
+    def images(self) -> int:
+        """How many images are to come."""
+        return sum(len(planned.index) for planned in self._plan)
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end of the stream.
+
+        Returns:
+            ``accuracy`` (mean over domains) and ``online_accuracy`` (over all images), fractions in [0, 1];
+            ``images``, ``seconds``, ``skipped`` and ``domains``, one record for each.
+
+        Raises:
+            FloatingPointError: at a loss or logit that is not finite.
+        """
+        recorder = _Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
+        try:
+            for batch in self.stream.batches(self._plan, pin_memory=self.device.type == "cuda"):
+                if batch.starts_domain:
+                    recorder.start_domain(batch.domain, batch.severity)
+                if batch.reset:
+                    self.method.reset()
+                recorder.skip(batch.skipped)
+                if len(batch.index):
+                    recorder.add(self._predict(batch.images), batch.labels, self.method.diagnostics)
+            recorder.end_domain()
+        finally:
+            # Rows whose figures can still be had are kept, also when the run is interrupted.
+            recorder.read(check=False)
+        return recorder.summary()
+
+    def _predict(self, images: Tensor) -> Tensor:
+        # Images cross to the device as bytes, a quarter of their size as floats.
+        on_device = images.to(self.device, non_blocking=True).float().div_(255)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.method(on_device)
+
+
+class _Pending(NamedTuple):
+    """A batch whose figures are still on the device: correct, entropy, finite, loss, used."""
+
+    n: int
+    figures: Tensor  # float64 (5,)
+    diagnostics: frozenset[str]  # which of loss and used the method reported
+
+
+@dataclass
+class _Count:
+    """Predictions so far."""
+
+    correct: int = 0
+    n: int = 0
+
+    def add(self, correct: int, n: int) -> float:
+        """Take in a batch and return the accuracy so far, in [0, 1]."""
+        self.correct += correct
+        self.n += n
+        return self.correct / self.n
+
+
+class _Recorder:
+    """Turns predictions into the rows of a run, and hands them to its directory and loggers."""
+
+    def __init__(
+        self, directory: RunDirectory, loggers: Sequence[Logger], num_classes: int, device: torch.device
+    ) -> None:
+        self.directory = directory
+        self.loggers = loggers
+        self.num_classes = num_classes
+        self.device = device
+        self.domains: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+        self.count = _Count()
+        self.step = 0
+        self.began = self.read_at = time.perf_counter()
+        self.pending: list[_Pending] = []
+        self.metrics: DomainMetrics | None = None
+
+    def start_domain(self, name: str, severity: int) -> None:
+        """End the domain before, if any, and begin another."""
+        self.end_domain()
+        self.place = {"domain": name, "severity": severity}
+        self.metrics = DomainMetrics(self.num_classes, self.device)
+        self.domain_count = _Count()
+        self.domain_entropy = 0.0  # summed over images
+        self.domain_skipped = 0
+        self.domain_began = time.perf_counter()
+
+    def skip(self, images: Sequence[str]) -> None:
+        """Count images that could not be read."""
+        self.skipped.extend(images)
+        self.domain_skipped += len(images)
+
+    def add(self, logits: Tensor, labels: Tensor, diagnostics: dict[str, Tensor]) -> None:
+        """Take in the predictions of a batch."""
+        assert self.metrics is not None
+        counts = self.metrics.update(logits, labels.to(self.device, non_blocking=True))
+        missing = counts.correct.new_zeros(())
+        figures = (*counts, diagnostics.get("loss", missing), diagnostics.get("used", missing))
+        stacked = torch.stack([figure.double() for figure in figures])
+        self.pending.append(_Pending(len(labels), stacked, frozenset(diagnostics)))
+        if len(self.pending) >= READ_EVERY[self.device.type]:
+            self.read()
+
+    def read(self, check: bool = True) -> None:
+        """Fetch the pending figures from the device, all at once, and write their rows."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        fetched = torch.stack([p.figures for p in pending]).tolist()
+        now = time.perf_counter()
+        seconds = (now - self.read_at) / len(pending)  # shared evenly among batches read together
+        self.read_at = now
+        for (n, _, diagnostics), figures in zip(pending, fetched, strict=True):
+            self._write_batch(n, diagnostics, figures, seconds)
+            if check:
+                self._check_finite(figures)
+        self.directory.flush()
+
+    def end_domain(self) -> None:
+        """Write what the domain came to."""
+        if self.metrics is None:
+            return
+        self.read()
+        if not self.domain_count.n:
+            raise ValueError(f"no image of {self.place['domain']} could be read: see stream.root")
+        row = {
+            **self.place,
+            **self.metrics.compute(),
+            "entropy": self.domain_entropy / self.domain_count.n,
+            "skipped": self.domain_skipped,
+            "seconds": time.perf_counter() - self.domain_began,
+        }
+        self.domains.append(row)
+        self.directory.write("domains", row)
+        for number, (labels, predictions, correct) in enumerate(self.metrics.classes()):
+            counts = {"class": number, "labels": labels, "predictions": predictions, "correct": correct}
+            self.directory.write("classes", {**self.place, **counts})
+        self.directory.flush()
+        for logger in self.loggers:
+            logger.domain(row)
+        self.metrics = None
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the whole run."""
+        return {
+            "accuracy": sum(row["accuracy"] for row in self.domains) / len(self.domains),
+            "online_accuracy": self.count.correct / self.count.n,
+            "images": self.count.n,
+            "seconds": time.perf_counter() - self.began,
+            "skipped": self.skipped,
+            "domains": self.domains,
+        }
+
+    def _write_batch(self, n: int, diagnostics: frozenset[str], figures: list[float], seconds: float) -> None:
+        correct, entropy, _, loss, used = figures
+        self.domain_entropy += n * entropy
+        row = {
+            "step": self.step,
+            **self.place,
+            "n": n,
+            "batch_accuracy": correct / n,
+            "domain_accuracy": self.domain_count.add(int(correct), n),
+            "online_accuracy": self.count.add(int(correct), n),
+            "entropy": entropy,
+            "loss": loss if "loss" in diagnostics else None,
+            "used": int(used) if "used" in diagnostics else None,
+            "seconds": seconds,
+        }
+        self.step += 1
+        self.directory.write("batches", row)
+        for logger in self.loggers:
+            logger.batch(row)
+
+    def _check_finite(self, figures: list[float]) -> None:
+        _, _, finite, loss, _ = figures
+        if not (finite and math.isfinite(loss)):
+            raise FloatingPointError(
+                f"{'the loss' if finite else 'a logit'} is not finite at step {self.step - 1} "
+                f"({self.place['domain']}, severity {self.place['severity']}): the adaptation diverged, or the weights "
+                "are broken. Try a smaller optimizer.lr; with precision=bf16 try fp32"
+            )

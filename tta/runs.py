@@ -1,0 +1,176 @@
+"""A run's directory: found by what determines its result, written so that an unfinished run never looks finished."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tta.paths import atomic_file
+
+RESULT_FORMAT = 1
+"""Raised when the meaning of a result changes, so that older results are not taken for new ones."""
+
+BATCH_COLUMNS = (
+    "step",
+    "domain",
+    "severity",
+    "n",
+    "batch_accuracy",
+    "domain_accuracy",
+    "online_accuracy",
+    "entropy",
+    "loss",
+    "used",
+    "seconds",
+)
+CLASS_COLUMNS = ("domain", "severity", "class", "labels", "predictions", "correct")
+DOMAIN_COLUMNS = ("domain", "severity", "n", "accuracy", "calibration_error", "entropy", "skipped", "seconds")
+COLUMNS = {"batches": BATCH_COLUMNS, "domains": DOMAIN_COLUMNS, "classes": CLASS_COLUMNS}
+
+PACKAGES = ("tta", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "torchmetrics", "robustbench")
+
+
+DETERMINANTS = ("model", "stream", "scenario", "method", "seed", "precision")
+"""Parts of a configuration that determine a result; objective and optimizer are within the method that uses them."""
+
+PLACES = {"stream": ("root", "workers", "download"), "model": ("checkpoint", "model_dir")}
+"""Keys within them that only say where things are and how they are read: what is there has a name of its own."""
+
+
+def determinants(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take out of a configuration what determines a result, apart from the content of files."""
+    return {
+        part: {key: value for key, value in config[part].items() if key not in PLACES.get(part, ())}
+        if isinstance(config[part], Mapping)
+        else config[part]
+        for part in DETERMINANTS
+    }
+
+
+def fingerprint(config: Mapping[str, Any], weights: str, data: str) -> str:
+    """Name what determines a result, in 10 hexadecimal digits.
+
+    Args:
+        config: of the run, as plain containers.
+        weights: names the weights, whatever file they came from (``Backbone.tag``).
+        data: names the images, wherever they are (``Stream.digest``).
+    """
+    parts = {"format": RESULT_FORMAT, "weights": weights, "data": data, **determinants(config)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+class RunDirectory:
+    """Files of one run, the last of which means that it is complete.
+
+    ``config.yaml``; ``batches.csv``, ``domains.csv`` and ``classes.csv``, a row for each batch, domain, and class in a
+    domain; ``summary.json``.
+
+    Rows reach the disk as they are written. Use it as a context manager.
+
+    Args:
+        path: the directory; made when entered, and cleared of an earlier run's files.
+
+    Raises:
+        OSError: if the directory cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def summary_path(self) -> Path:
+        """The file whose presence means that the run is complete."""
+        return self.path / "summary.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether a complete run is there."""
+        return self.summary_path.is_file()
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.summary_path.unlink(missing_ok=True)  # first: from here on the directory is unfinished
+            self._files = {name: (self.path / f"{name}.csv").open("w", newline="") for name in COLUMNS}
+        except OSError as error:
+            raise OSError(
+                f"runs_dir: {self.path} cannot be written ({error}); choose another with runs_dir=<folder>"
+            ) from error
+        self._writers = {
+            name: csv.DictWriter(file, COLUMNS[name], lineterminator="\n") for name, file in self._files.items()
+        }
+        for writer in self._writers.values():
+            writer.writeheader()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def write_config(self, text: str) -> None:
+        """Keep the composed configuration."""
+        with atomic_file(self.path / "config.yaml") as file:
+            file.write_text(text)
+
+    def write(self, table: str, row: Mapping[str, Any]) -> None:
+        """Add a row to ``<table>.csv``; ``table`` is one of ``batches``, ``domains`` and ``classes``."""
+        self._writers[table].writerow(
+            {key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
+        )
+
+    def flush(self) -> None:
+        """Hand the rows written so far to the system, so that a killed process does not lose them."""
+        for file in self._files.values():
+            file.flush()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``: the run is complete."""
+        self.flush()
+        with atomic_file(self.summary_path) as file:
+            file.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: time, command, commit, versions, machine."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+    }
+
+
+def _commit() -> str | None:
+    """Commit of this package's checkout, with ``+changes`` where files differ from it; ``None`` for a wheel."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(folder), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(folder / "__init__.py"))  # a checkout of ours, not one around a venv
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
