@@ -19,7 +19,7 @@ def contrast(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     (factor,) = constants
     # A sum of integers does not depend on the order of addition, so neither on the batch.
     total = (x * 255).round().long().sum(dim=(2, 3), keepdim=True)
-    mean = total / (255 * x.shape[-1] ** 2)
+    mean = total.double() / (255 * x.shape[-1] ** 2)
     return (x - mean) * factor + mean
 
 

@@ -38,7 +38,7 @@ def shot_noise(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     table = poisson_table(photons).to(x.device)
     u = draw.uniform(*x.shape[1:])
     found = torch.searchsorted(table.flatten(), (u + level).contiguous(), right=True)
-    return (found - level.long() * table.shape[1]) / photons
+    return (found - level.long() * table.shape[1]).double() / photons
 
 
 @functools.cache

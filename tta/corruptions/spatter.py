@@ -127,6 +127,8 @@ def equalize(levels: Tensor) -> Tensor:
     lowest = flat.amin(1, keepdim=True)
     ground = histogram.gather(1, lowest)
     rest = flat.shape[1] - ground
-    table = (histogram.cumsum(1) - ground).float() * (255 / rest.clamp(min=1).float())
+    # 255 as a tensor: torch takes a number over a tensor as its product with the reciprocal, and so rounds twice.
+    scale = torch.full_like(rest, 255, dtype=torch.float32) / rest.clamp(min=1)
+    table = (histogram.cumsum(1) - ground).float() * scale
     out = table.round().long().gather(1, flat)
     return torch.where(rest == 0, flat, out).view_as(levels)

@@ -49,7 +49,7 @@ def frost(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     line = torch.arange(size, device=x.device)
     rows, columns = corner[:, :1] + line, corner[:, 1:] + line
     crop = photographs[which[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return (image_weight * (x * 255) + frost_weight * crop.permute(0, 3, 1, 2)) / 255
+    return (image_weight * (x * 255) + frost_weight * crop.permute(0, 3, 1, 2).double()) / 255
 
 
 @functools.cache

@@ -1,0 +1,67 @@
+"""What the corruptions are for: a real classifier loses as much on ours as on the published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tta.backbones import Backbone, timm_backbone
+from tta.corruptions import CORRUPTIONS, corrupt
+
+SEEDS = 2
+CLOSE, CLOSE_ON_AVERAGE = 0.03, 0.007
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "data" / "cifar10-c-200"
+
+
+@pytest.fixture(scope="module")
+def resnet(shared: Path) -> Backbone:
+    backbone = timm_backbone(
+        "resnet18",
+        checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
+        stem="cifar",
+        kwargs={"channels": (16, 32, 64, 128)},
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return backbone.eval()
+
+
+@torch.inference_mode()
+def accuracy(backbone: Backbone, images: Tensor, labels: Tensor) -> float:
+    logits = [backbone(part.contiguous(memory_format=torch.channels_last) / 255) for part in images.split(50)]
+    return float((torch.cat(logits).argmax(1) == labels).double().mean())
+
+
+def read(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path)).permute(0, 3, 1, 2)
+
+
+def corrupt_at_all_severities(clean: Tensor, name: str, seed: int) -> Tensor:
+    index = torch.arange(len(clean))
+    return torch.cat([corrupt(clean, name, severity, index=index, seed=seed) for severity in range(1, 6)])
+
+
+def test_a_real_classifier_is_as_accurate_as_on_the_published_images(resnet: Backbone, folder: Path) -> None:
+    clean, labels = read(folder / "clean.npy"), torch.from_numpy(np.load(folder / "labels.npy").astype(np.int64))
+    gaps = {}
+    for name in CORRUPTIONS:
+        theirs = read(folder / f"{name}.npy")
+        expected, seen = accuracy(resnet, theirs, labels), {}
+        for seed in range(SEEDS):
+            ours = corrupt_at_all_severities(clean, name, seed)
+            if torch.equal(ours, theirs):
+                seen = {seed: expected}
+                break
+            seen[seed] = accuracy(resnet, ours, labels)
+        gaps[name] = sum(seen.values()) / len(seen) - expected
+    assert {name: gap for name, gap in gaps.items() if abs(gap) > CLOSE} == {}
+    assert abs(sum(gaps.values()) / len(gaps)) <= CLOSE_ON_AVERAGE
