@@ -82,6 +82,7 @@ def test_the_command_writes_a_table_and_a_figure(runs: Path, capsys: pytest.Capt
     assert pd.read_csv(runs / "comparison.csv")["mean"].tolist() == pytest.approx([60, 70])
     with Image.open(runs / "comparison.png") as image:
         assert image.size[0] > 1000
+    assert not (runs / "comparison-lr.png").exists()  # there is one learning rate
 
 
 def test_many_rows_have_their_mean_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +95,8 @@ def test_many_rows_have_their_mean_alone(runs: Path, capsys: pytest.CaptureFixtu
     markdown = (runs / "comparison.md").read_text()
     assert "|  | mean |\n|---|---:|\n| tent + em (lr 0.1) | 5.00 |\n" in markdown
     assert "| tent + em (lr 0.01) | **70.00 ±14.14** |" in markdown
+    with Image.open(runs / "comparison-lr.png") as image:
+        assert image.size[0] > 1000
     assert pd.read_csv(runs / "comparison.csv")["fog"].tolist() == pytest.approx([0, 10, 20, 30, 40, 50, 50, 70])
 
 

@@ -36,18 +36,26 @@ class Run:
         return tuple(json.dumps(part, sort_keys=True) for part in (*parts, protocol["stream"], protocol["scenario"]))
 
     @property
-    def label(self) -> str:
-        """Method, and objective and learning rate where the method has them."""
+    def method(self) -> str:
+        """Method, and objective where it has one."""
         choices, method = self.summary["choices"], self.summary["config"]["method"]
         name = choices.get("method", method["_target_"])
         objective = choices.get("objective")
         if "objective" in method and objective and objective != name:
             name += f" + {objective}"
-        if "optimizer" in method:
-            name += f" (lr {method['optimizer']['lr']:g})"
         if self.summary["config"]["precision"] != "fp32":
             name += f" {self.summary['config']['precision']}"
         return name
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate, if the method has one."""
+        return self.summary["config"]["method"].get("optimizer", {}).get("lr")
+
+    @property
+    def label(self) -> str:
+        """Method, objective and learning rate: runs with the same label are seeds of one row."""
+        return self.method if self.lr is None else f"{self.method} (lr {self.lr:g})"
 
     @property
     def title(self) -> str:
@@ -129,6 +137,9 @@ def _report(runs: Sequence[Run], stem: Path) -> None:
     files["md"].write_text(_markdown(frame, runs))
     frame.to_csv(files["csv"], float_format="%.4f")
     plot_online_accuracy(runs, frame.index, files["png"])
+    if len({run.lr for run in runs} - {None}) > 1:
+        files["lr"] = stem.with_name(f"{stem.name}-lr.png")
+        plot_learning_rates(runs, frame, files["lr"])
     print("written: " + ", ".join(map(str, files.values())))
 
 
@@ -215,9 +226,13 @@ def plot_online_accuracy(runs: Sequence[Run], labels: Iterable[Any], file: Path)
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import numpy as np
     import pandas as pd
 
     figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
+    labels = list(labels)
+    if len(labels) > 10:  # more than the usual colours, which would come again
+        axes.set_prop_cycle(color=plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(labels))))
     domains: list[tuple[float, str]] = []
     for label in labels:
         curves = pd.concat([run.batches() for run in runs if run.label == label]).groupby("step", sort=True)
@@ -243,5 +258,35 @@ def plot_online_accuracy(runs: Sequence[Run], labels: Iterable[Any], file: Path)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_learning_rates(runs: Sequence[Run], frame: pd.DataFrame, file: Path) -> None:
+    """Draw accuracy against learning rate, a line for each method with its deviation over seeds.
+
+    Methods without a learning rate are horizontal lines.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    rates: dict[str, dict[float | None, str]] = {}
+    for run in runs:
+        rates.setdefault(run.method, {})[run.lr] = run.label
+    for method, labels in rates.items():
+        if None in labels:
+            axes.axhline(frame["mean"][labels[None]], linestyle="--", color="0.5")
+            axes.text(0.01, frame["mean"][labels[None]], method, va="bottom", transform=axes.get_yaxis_transform())
+            continue
+        places = sorted(rate for rate in labels if rate is not None)
+        chosen = frame.loc[[labels[rate] for rate in places]]
+        axes.errorbar(places, chosen["mean"], yerr=chosen["std"].fillna(0), marker="o", capsize=3, label=method)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy, mean over domains (%)")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -1,0 +1,42 @@
+"""Bring the tables and figures of docs/ and the README up to date with runs that were just made.
+
+    tta-compare runs/demo && python scripts/update_docs.py demo=runs/demo
+
+takes comparison.md and the figures beside it from runs/demo as docs/demo.md, docs/demo.png and so on, and puts the
+table into the README where it says `<!-- table:demo -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Take over each `name=folder`."""
+    for word in sys.argv[1:]:
+        name, _, folder = word.partition("=")
+        update(name, Path(folder))
+
+
+def update(name: str, folder: Path) -> None:
+    """Take over the comparison in a folder of runs."""
+    docs, readme = ROOT / "docs", ROOT / "README.md"
+    docs.mkdir(exist_ok=True)
+    for file in (folder / "comparison.md", *folder.glob("comparison*.png")):
+        shutil.copy(file, docs / file.name.replace("comparison", name))
+    place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+    readme.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], readme.read_text()))
+
+
+def table(file: Path) -> str:
+    """Lines of the table in a Markdown file."""
+    return "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("|"))
+
+
+if __name__ == "__main__":
+    main()

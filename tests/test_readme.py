@@ -1,0 +1,88 @@
+"""The README, word for word."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+
+from tta.cli import CONFIGS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [words[1:] for line in lines if (words := shlex.split(line, comments=True)) and words[0] == program]
+
+
+def run(*words: str, cwd: Path) -> str:
+    result = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_method_of_ones_own_as_the_readme_has_it(tmp_path: Path, demo_cache: Path) -> None:
+    (example,) = (block for block in blocks("python") if "class SureTent" in block)
+    (config,) = (block for block in blocks("yaml") if "sure.SureTent" in block)
+    assert len(example.splitlines()) < 30
+    (tmp_path / "sure.py").write_text(example)
+    (tmp_path / "my_configs" / "method").mkdir(parents=True)
+    (tmp_path / "my_configs" / "method" / "sure_tent.yaml").write_text(config)
+    (command,) = (words for words in commands("tta") if "method=sure_tent" in words)
+    output = run("tta", *command, cwd=tmp_path)
+    found = re.search(r"accuracy ([\d.]+) % over 15 domain\(s\), 45000 images", output)
+    assert found is not None
+    assert float(found[1]) > 90  # batch statistics alone give that much
+
+
+def test_every_tta_command_composes() -> None:
+    for words in commands("tta"):
+        overrides = [word for word in words if "=" in word]
+        if "--config-dir" in words:
+            continue  # run above
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            # One job of a sweep: the first of each list of values.
+            firsts = [re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in overrides]
+            assert hydra.compose("config", firsts).seed is not None
+
+
+def test_every_option_of_every_group_is_in_the_table() -> None:
+    for group in ("method", "objective", "optimizer", "scenario", "stream", "model", "logger"):
+        (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
+        options = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+        assert set(re.findall(r"`([a-z0-9_]+)`", row)) >= options, group
+
+
+def test_files_the_readme_names_are_there() -> None:
+    for path in re.findall(r"^(?:configs/|tta/[\w./]+)", README, re.MULTILINE):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("target", ["help", "run", "test", "check"])
+def test_make_knows_the_targets(target: str) -> None:
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_tables_are_those_of_the_documents() -> None:
+    names = re.findall(r"^<!-- table:(\w+) -->$", README, re.MULTILINE)
+    assert names
+    for name in names:
+        (shown,) = re.findall(rf"<!-- table:{name} -->\n(.*?)<!-- /table -->", README, re.DOTALL)
+        made = (ROOT / "docs" / f"{name}.md").read_text()
+        assert shown
+        assert shown in made
+        assert re.search(r"^Runs: `tta .*`; \d{4}-\d\d-\d\d; torch ", made, re.MULTILINE)  # the command and the date
