@@ -192,6 +192,14 @@ def test_a_run_is_known_by_the_content_of_its_files_and_not_by_their_place(
     assert len(list((tmp_path / "runs").rglob("summary.json"))) == 3
 
 
+def test_an_experiment_is_a_sweep_in_one_file(tta_command: Command, small: list[str], tmp_path: Path) -> None:
+    tta_command("experiment=lr_sensitivity", *small, "stream.corruptions=fog", "optimizer.lr=0.1", "seed=1")
+    summaries = [json.loads(file.read_text()) for file in (tmp_path / "runs").rglob("summary.json")]
+    found = {(summary["choices"]["objective"], summary["choices"]["scenario"]) for summary in summaries}
+    assert len(summaries) == len(found) == 3 * 2
+    assert all(summary["config"]["method"]["optimizer"]["momentum"] == 0 for summary in summaries)
+
+
 def test_what_a_method_does_not_use_does_not_make_another_run(
     tta_command: Command, small: list[str], tmp_path: Path
 ) -> None:

@@ -85,6 +85,16 @@ def test_the_command_writes_a_table_and_a_figure(runs: Path, capsys: pytest.Capt
     assert not (runs / "comparison-lr.png").exists()  # there is one learning rate
 
 
+def test_runs_that_differ_in_another_option_are_not_seeds_of_each_other(runs: Path) -> None:
+    for number, momentum in enumerate((0.0, 0.9)):
+        method_config = {"_target_": "x", "objective": {}, "optimizer": {"lr": 0.1, "momentum": momentum}}
+        write_run(runs / f"m{number}", "tent", 0, {"fog": 0.5, "snow": 0.1}, method_config=method_config)
+    assert [label for label in table(find_runs([runs])).index if "momentum" in label] == [
+        "tent + em (lr 0.1) optimizer.momentum=0.0",
+        "tent + em (lr 0.1) optimizer.momentum=0.9",
+    ]
+
+
 def test_many_rows_have_their_mean_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(6):
         method_config = {"_target_": "x", "objective": {}, "optimizer": {"lr": 0.1 * (number + 1)}}

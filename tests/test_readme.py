@@ -59,7 +59,7 @@ def test_every_tta_command_composes() -> None:
 
 
 def test_every_option_of_every_group_is_in_the_table() -> None:
-    for group in ("method", "objective", "optimizer", "scenario", "stream", "model", "logger"):
+    for group in ("method", "objective", "optimizer", "scenario", "stream", "model", "logger", "experiment"):
         (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
         options = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
         assert set(re.findall(r"`([a-z0-9_]+)`", row)) >= options, group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ class Run:
 
     path: Path
     summary: dict[str, Any]
+    detail: str = ""  # what tells it from others of the same method, objective and learning rate
 
     @property
     def benchmark(self) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ class Run:
     @property
     def label(self) -> str:
         """Method, objective and learning rate: runs with the same label are seeds of one row."""
-        return self.method if self.lr is None else f"{self.method} (lr {self.lr:g})"
+        return (self.method if self.lr is None else f"{self.method} (lr {self.lr:g})") + self.detail
 
     @property
     def title(self) -> str:
@@ -83,7 +84,28 @@ def find_runs(places: Iterable[Path]) -> list[Run]:
         runs.extend(Run(file.parent, json.loads(file.read_text())) for file in sorted(place.rglob("summary.json")))
     if not runs:
         raise FileNotFoundError(f"no finished run (a folder with summary.json) in {', '.join(map(str, places))}")
+    _tell_apart(runs)
     return runs
+
+
+def _tell_apart(runs: Sequence[Run]) -> None:
+    """Give runs whose methods differ in more than the label says the keys in which they do, e.g. a momentum."""
+    same: dict[str, list[Run]] = {}
+    for run in runs:
+        same.setdefault(run.label, []).append(run)
+    for group in same.values():
+        options = [dict(_flat(run.summary["config"]["method"])) for run in group]
+        keys = sorted(key for key in set().union(*options) if len({str(o.get(key)) for o in options}) > 1)
+        for run, found in zip(group, options, strict=True):
+            run.detail = "".join(f" {key}={found.get(key)}" for key in keys)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
