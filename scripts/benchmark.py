@@ -13,7 +13,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tta.devices import choose_device, describe_device
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
-SHAPES = ((64, 10), (64, 1000), (512, 1000), (64, 21841))
+SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
 
 
 def main() -> None:
@@ -33,12 +33,13 @@ def main() -> None:
     parser.add_argument("what", choices=["objectives"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="NxC", help="of the logits")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    lines = objectives(device, options.rounds)
+    lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
     lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
     lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
     text = "\n".join(lines) + "\n"
@@ -48,7 +49,7 @@ def main() -> None:
             file.write_text(text)
 
 
-def objectives(device: torch.device, rounds: int) -> list[str]:
+def objectives(device: torch.device, rounds: int, shapes: Sequence[tuple[int, ...]]) -> list[str]:
     """Forward and backward pass of each objective, as multiples of that of EM."""
     candidates: dict[str, Callable[[], Objective]] = {
         "EM": EM,
@@ -62,11 +63,11 @@ def objectives(device: torch.device, rounds: int) -> list[str]:
         "SLR": SLR,
     }
     columns = {}
-    for shape in SHAPES:
+    for shape in shapes:
         z = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         steps = {name: _step(make().to(device), z) for name, make in candidates.items()}
         columns[shape] = medians(steps, device, rounds)
-    rows = {"": [f"{n} x {c}" for n, c in SHAPES], "---": ["---:"] * len(SHAPES)}
+    rows = {"": [f"{n} x {c}" for n, c in shapes], "---": ["---:"] * len(shapes)}
     rows["EM"] = [f"{1e3 * column['EM']:.3f} ms" for column in columns.values()]
     for name in list(candidates)[1:]:
         rows[name] = [f"{column[name] / column['EM']:.2f}" for column in columns.values()]

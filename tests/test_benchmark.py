@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+
+
+def test_objectives_are_ratios_of_em_and_say_where_they_come_from(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["objectives", "--device", "cpu", "--rounds", "1", "--shapes", "4x5", "8x3", "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows}
+    assert rows[0][-2:] == ["4 x 5", "8 x 3"]
+    assert all(cell.endswith(" ms") for cell in cells["EM"])
+    assert all(float(cell) > 0 for name in ("CADF", "AdaDEM", "COME", "SLR") for cell in cells[name])
+    assert "benchmark.py objectives --device cpu" in out.read_text()
