@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tta.backbones import Backbone, timm_backbone
+
 # With two threads and other work on the machine, a small model's forward can take a hundred times longer; the variable
 # tells the processes that tests start.
 torch.set_num_threads(1)
@@ -29,6 +31,19 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar_resnet18(shared: Path) -> Backbone:
+    """A narrow ResNet-18 trained on CIFAR-10."""
+    return timm_backbone(
+        "resnet18",
+        checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
+        stem="cifar",
+        kwargs={"channels": (16, 32, 64, 128)},
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ).eval()
 
 
 @pytest.fixture(scope="session")

@@ -203,19 +203,11 @@ class TestCheckpoint:
         with pytest.raises(ValueError, match=message):
             timm_backbone("resnet18", checkpoint=path, stem="cifar", kwargs=wider)
 
-    def test_of_cifar_scores_as_it_should(self, shared: Path) -> None:
-        backbone = timm_backbone(
-            "resnet18",
-            checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
-            stem="cifar",
-            kwargs={"channels": (16, 32, 64, 128)},
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-        )
+    def test_of_cifar_scores_as_it_should(self, shared: Path, cifar_resnet18: Backbone) -> None:
         with np.load(shared / "data" / "cifar10_test.npz") as file:
             images, labels = torch.from_numpy(file["images"][:1000]), torch.from_numpy(file["labels"][:1000]).long()
-        assert backbone.num_classes == 10
-        assert accuracy(backbone.eval(), images.permute(0, 3, 1, 2), labels) > 0.84
+        assert cifar_resnet18.num_classes == 10
+        assert accuracy(cifar_resnet18, images.permute(0, 3, 1, 2), labels) > 0.84
 
 
 class Code:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tta.backbones import Backbone, timm_backbone
+from tta.backbones import Backbone
 from tta.loggers import Logger
 from tta.methods import BNAdapt, Method, Source, Tent
 from tta.objectives import EM, AdaDEM
@@ -19,18 +19,6 @@ from tta.streams import Scenario, Stream
 from tta.streams.cifar import cifar_c
 
 NO_LOGGERS: list[Logger] = []
-
-
-@pytest.fixture(scope="module")
-def resnet(shared: Path) -> Backbone:
-    return timm_backbone(
-        "resnet18",
-        checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
-        stem="cifar",
-        kwargs={"channels": (16, 32, 64, 128)},
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +32,23 @@ def accuracy(method: Method, stream: Stream, folder: Path, scenario: Scenario | 
         return runner.run()["accuracy"]
 
 
-def test_batch_statistics_are_far_above_source(resnet: Backbone, stream: Stream, tmp_path: Path) -> None:
-    source = accuracy(Source(resnet), stream, tmp_path / "source")
-    adapted = accuracy(BNAdapt(resnet), stream, tmp_path / "bn")
+def test_batch_statistics_are_far_above_source(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
+    source = accuracy(Source(cifar_resnet18), stream, tmp_path / "source")
+    adapted = accuracy(BNAdapt(cifar_resnet18), stream, tmp_path / "bn")
     assert 0.55 < source < 0.68
     assert adapted > source + 0.10
 
 
 def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(
-    resnet: Backbone, stream: Stream, tmp_path: Path
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path
 ) -> None:
     few = Stream(stream.domains[:2], 10, 20)
-    bn = accuracy(BNAdapt(resnet), few, tmp_path / "bn")
+    bn = accuracy(BNAdapt(cifar_resnet18), few, tmp_path / "bn")
     for objective in (EM(), AdaDEM()):
         small, huge = (
-            accuracy(Tent(resnet, objective, functools.partial(torch.optim.SGD, lr=lr)), few, tmp_path / f"{lr}")
+            accuracy(
+                Tent(cifar_resnet18, objective, functools.partial(torch.optim.SGD, lr=lr)), few, tmp_path / f"{lr}"
+            )
             for lr in (1e-7, 10.0)
         )
         assert small == bn
@@ -66,7 +56,7 @@ def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(
 
 
 def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
-    resnet: Backbone, stream: Stream, tmp_path: Path
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path
 ) -> None:
     sgd = functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9)
     rows = {}
@@ -75,7 +65,13 @@ def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
             with RunDirectory(tmp_path / name / reset) as directory:
                 part = Stream(domains, 10, 20)
                 runner = Runner(
-                    Tent(resnet, EM(), sgd), part, Scenario(reset), 0, directory, NO_LOGGERS, torch.device("cpu")
+                    Tent(cifar_resnet18, EM(), sgd),
+                    part,
+                    Scenario(reset),
+                    0,
+                    directory,
+                    NO_LOGGERS,
+                    torch.device("cpu"),
                 )
                 rows[name, reset] = runner.run()["domains"][-1]["entropy"]
     assert rows["pair", "domain"] == rows["alone", "domain"] == rows["alone", "never"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tta.backbones import Backbone, timm_backbone
+from tta.backbones import Backbone
 from tta.corruptions import CORRUPTIONS, corrupt
 
 SEEDS = 2
@@ -22,17 +23,10 @@ def folder(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resnet(shared: Path) -> Backbone:
-    backbone = timm_backbone(
-        "resnet18",
-        checkpoint=str(shared / "models" / "resnet18_w16_cifar10.safetensors"),
-        stem="cifar",
-        kwargs={"channels": (16, 32, 64, 128)},
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-    )
+def resnet(cifar_resnet18: Backbone) -> Backbone:
+    backbone = copy.deepcopy(cifar_resnet18)
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return backbone.eval()
+    return backbone
 
 
 @torch.inference_mode()
