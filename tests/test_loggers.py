@@ -95,16 +95,18 @@ def test_progress_is_silent_when_not_in_a_terminal(tmp_path: Path, capfd: pytest
     assert captured.out == captured.err == ""
 
 
+@pytest.mark.parametrize("columns", [80, 160])
 def test_progress_shows_accuracy_speed_and_time_left_in_a_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], columns: int
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", str(columns))
     logger = Progress()
-    logger.start("a run", {}, tmp_path, 16)
-    logger.batch(ROW)
+    logger.start("a run with a long name", {}, tmp_path, 45000)
+    logger.batch({**ROW, "domain": "elastic_transform"})
     logger._bar.refresh()
     logger.close()
     text = capfd.readouterr().err
-    for word in ("a run", "fog", "8/16", "25.0 %", "images/s"):
+    for word in ("elastic_transform", "8/45000", "25.0 %", "images/s", "-:--:--"):
         assert word in text
+    assert ("a run with a long name elastic_transform" in text) == (columns == 160)

@@ -41,7 +41,7 @@ class Progress:
         self._images = 0
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=15),
             MofNCompleteColumn(),
             TextColumn("{task.fields[accuracy]}"),
             TextColumn("{task.fields[rate]}"),
@@ -50,7 +50,8 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._name = name
+        # The figures come first where the terminal is too narrow for the name as well.
+        self._prefix = f"{name} " if console.width >= len(name) + 80 else ""
         self._task = self._bar.add_task(name, total=images, accuracy="", rate="")
         self._bar.start()
 
@@ -60,7 +61,7 @@ class Progress:
         self._bar.update(
             self._task,
             advance=row["n"],
-            description=f"{self._name} {row['domain']}",
+            description=f"{self._prefix}{row['domain']}",
             accuracy=f"{100 * row['online_accuracy']:.1f} %",
             rate=f"{self._images / (time.perf_counter() - self._began):.0f} images/s",
         )
