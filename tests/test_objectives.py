@@ -245,7 +245,7 @@ class TestProperties:
         for objective in (AdaDEM(), AdaDEM(normalize=False), CADF()):
             assert np.abs(value_and_gradient(objective, sure)[1]).max() > 0.1
 
-    def test_mec_lowers_the_class_that_all_fall_into_less_than_em_does(self) -> None:
+    def test_mec_rewards_a_class_less_the_longer_all_samples_fall_into_it(self) -> None:
         """Against easy-class bias: after many batches of one class, its row is that class."""
         z = torch.tensor([[5.0, 0.0, 0.0]] * 8, dtype=torch.float64)
         objective = AdaDEM()

@@ -74,7 +74,8 @@ def test_files_the_readme_names_are_there() -> None:
 
 @pytest.mark.parametrize("target", ["help", "run", "test", "check"])
 def test_make_knows_the_targets(target: str) -> None:
-    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tables_are_those_of_the_documents() -> None:

@@ -90,7 +90,7 @@ class DEM(Objective):
         if check and tau * alpha > 2:
             raise ValueError(
                 f"DEM needs tau <= 2 / alpha (proposition A.1 of arXiv:2511.03256), got tau={tau} > {2 / alpha:g}: "
-                "beyond, the loss no longer drives predictions to certainty. For an ablation give check=False"
+                "choose a smaller one, or, for an ablation, give check=False"
             )
         self.tau = tau
         self.alpha = alpha
@@ -106,11 +106,11 @@ class DEM(Objective):
 class AdaDEM(Objective):
     """Adaptive decoupled entropy minimisation, ``-sum_i (p_i - alpha m_i) / delta z_i`` (arXiv:2511.03256, eq. 12).
 
-    ``delta``, a norm of the reward ``-dT/dz``, keeps sure samples teaching: it takes out of the gradient how much of it
-    is left. ``m``, the row of the marginal entropy calibrator (MEC) that belongs to the sample's pseudo-label, takes
-    the place of the probability that EM subtracts, and so works against classes that are easy to fall into. The rows
-    are moving averages of the predictions, one for each pseudo-label, at 1/C in the beginning; they take in the batch
-    before they are used. No gradient flows through ``delta`` or ``m``.
+    ``delta``, a norm of the reward ``-dT/dz``, keeps samples from counting the less the surer they are. ``m``, the row
+    of the marginal entropy calibrator (MEC) that belongs to the sample's pseudo-label, takes the place of the
+    probability that EM subtracts, and so works against classes that are easy to fall into. The rows are moving averages
+    of the predictions, one for each pseudo-label, at 1/C in the beginning; they take in the batch before they are used.
+    No gradient flows through ``delta`` or ``m``.
 
     Leading dimensions of the logits are independent replicas, each with a table of its own.
 
@@ -232,7 +232,7 @@ class AdaDEM(Objective):
 
 
 class COME(Objective):
-    """Conservative entropy (COME, arXiv:2410.10894): the entropy of an opinion that keeps a share for "do not know".
+    """Conservative entropy (COME): the entropy of an opinion that keeps a share for "do not know".
 
     Evidence ``exp(z_i)`` for each class gives it the belief ``exp(z_i) / S``, and the uncertainty has ``C / S``, with
     ``S = sum_i exp(z_i) + C``. That is the softmax of the logits and one more, ``ln C``, so it is computed as such,
@@ -249,9 +249,7 @@ class COME(Objective):
 
 
 class SLR(Objective):
-    """Soft likelihood ratio, ``-sum_i p_i log(p_i / (1 - p_i))``, as ROID (arXiv:2306.00650) uses it.
-
-    Its gradient does not vanish for sure samples as that of the entropy does.
+    """Soft likelihood ratio, ``-sum_i p_i log(p_i / (1 - p_i))``, as the method ROID uses it.
 
     Args:
         clip: probabilities are cut here from above, where the ratio grows without bound; in (0, 1).
