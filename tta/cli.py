@@ -74,14 +74,15 @@ def run(config: DictConfig) -> Path:
             f"the backbone {backbone.tag} has {backbone.num_classes} classes, the stream has {stream.num_classes}: "
             "choose a model trained for these classes (model=..., model.checkpoint=...)"
         )
+    method = _instantiate(config.method, backbone=backbone.to(device))
     name = _run_name(resolved)
-    path = Path(config.runs_dir).expanduser() / f"{name}-{fingerprint(resolved, backbone.tag, stream.digest)}"
+    identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
+    path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
     directory = RunDirectory(path)
     if directory.finished and not config.force:
         print(f"{name}: finished already, see {path} (force=true runs it again)")
         return path
     # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
-    method = _instantiate(config.method, backbone=backbone.to(device))
     loggers = list(_instantiate(config.logger).values())
     runner = Runner(method, stream, scenario, config.seed, directory, loggers, device, autocast)
     origin = {
@@ -89,6 +90,7 @@ def run(config: DictConfig) -> Path:
         "weights": backbone.tag,
         "normalization": backbone.normalization,
         "data": stream.digest,
+        "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
         **provenance(),

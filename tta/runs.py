@@ -43,29 +43,38 @@ PACKAGES = ("tta", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "n
 DETERMINANTS = ("model", "stream", "scenario", "method", "seed", "precision")
 """Parts of a configuration that determine a result; objective and optimizer are within the method that uses them."""
 
-PLACES = {"stream": ("root", "workers", "download"), "model": ("checkpoint", "model_dir")}
+PLACES = (
+    "stream.root",
+    "stream.workers",
+    "stream.download",
+    "model.checkpoint",
+    "model.model_dir",
+    "method.fisher.root",
+)
 """Keys within them that only say where things are and how they are read: what is there has a name of its own."""
 
 
 def determinants(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take out of a configuration what determines a result, apart from the content of files."""
-    return {
-        part: {key: value for key, value in config[part].items() if key not in PLACES.get(part, ())}
-        if isinstance(config[part], Mapping)
-        else config[part]
-        for part in DETERMINANTS
-    }
+    return {part: _without_places(config[part], part) for part in DETERMINANTS}
 
 
-def fingerprint(config: Mapping[str, Any], weights: str, data: str) -> str:
+def _without_places(node: Any, name: str) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    keys = {key: f"{name}.{key}" for key in node}
+    return {key: _without_places(node[key], whole) for key, whole in keys.items() if whole not in PLACES}
+
+
+def fingerprint(config: Mapping[str, Any], weights: str, *data: str) -> str:
     """Name what determines a result, in 10 hexadecimal digits.
 
     Args:
         config: of the run, as plain containers.
         weights: names the weights, whatever file they came from (``Backbone.tag``).
-        data: names the images, wherever they are (``Stream.digest``).
+        data: name the images, wherever they are (``Stream.digest``, ``Method.data``); empty ones count for nothing.
     """
-    parts = {"format": RESULT_FORMAT, "weights": weights, "data": data, **determinants(config)}
+    parts = {"format": RESULT_FORMAT, "weights": weights, "data": " ".join(filter(None, data)), **determinants(config)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

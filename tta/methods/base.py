@@ -1,4 +1,4 @@
-"""The contract of a method, and once for all: normalisation layers, adapted parameters, reset, state for resume."""
+"""The contract of a method, and once for all: adapted parameters, window of recent images, reset, state for resume."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from tta.checks import whole_number
+from tta.methods.batchnorm import drop_running_statistics
 from tta.objectives import Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-NORM_LAYERS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+COUNTS = ("images_seen", "batches_seen")
 
 
 class Method(nn.Module, ABC):
@@ -31,22 +31,44 @@ class Method(nn.Module, ABC):
     mode are the method's own affair: a caller's ``no_grad``, ``inference_mode`` or ``.eval()`` changes nothing.
 
     Everything that changes from batch to batch must be a parameter, a buffer, an optimizer, a ``torch.Generator`` or
-    an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``.
+    an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``. A buffer that is
+    empty at first may be replaced by one of any size.
 
     Args:
         backbone: classifier that maps images (N, 3, H, W) in [0, 1] to logits (N, C). It is not altered.
+        window: with batches of fewer images than this, predict them together with the images before them, so that
+            BatchNorm has a batch of ``window`` images to take its statistics from; an update follows whenever
+            ``window`` new images have come. 0 for none.
+
+    Raises:
+        ValueError: if ``window`` is no whole number.
     """
+
+    recent: Tensor  # the images of the window
 
     min_batch_size = 1
     """The fewest images in a batch that the method can work with."""
+    needs_batch = ""
+    """Why fewer images do not do."""
+    data = ""
+    """What data beside the stream the method was made from, as a digest; empty for none."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, window: int = 0) -> None:
         super().__init__()
+        self.window = whole_number("method.window", window, 0)
+        self.register_buffer("recent", torch.empty(0))
+        self.images_seen = 0
+        self.batches_seen = 0
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.backbone.modules():
             module.training = False
         self.diagnostics: dict[str, Tensor] = {}
         self._initial: dict[str, Any] | None = None
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predict without adapting, as ``step`` does: images (N, 3, H, W) in [0, 1] to logits (N, C)."""
+        with torch.no_grad():
+            return self.backbone(images)
 
     @abstractmethod
     def step(self, images: Tensor) -> Tensor:
@@ -69,7 +91,24 @@ class Method(nn.Module, ABC):
         self._remember()
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
-            return self.step(images.clone() if images.is_inference() else images).detach()
+            images = images.clone() if images.is_inference() else images
+            logits = self._step_in_window(images) if self.window else self.step(images)
+        self.images_seen += len(images)
+        self.batches_seen += 1
+        return logits.detach()
+
+    def _step_in_window(self, images: Tensor) -> Tensor:
+        """Predict the images together with those before them, and adapt when all of the window is new."""
+        if len(images) >= self.window:
+            self.recent = images[-self.window :]
+            return self.step(images)
+        n, seen = len(images), self.images_seen
+        window = torch.cat((self.recent, images))[-self.window :] if self.recent.numel() else images
+        self.recent = window
+        # The first image of all has no company yet but itself.
+        window = torch.cat((window, window)) if len(window) == 1 else window
+        new_window = (seen + n) // self.window > seen // self.window
+        return (self.step(window) if new_window else self.predict(window))[-n:]
 
     def adapt(self, parameters: Mapping[str, nn.Parameter], optimizer: OptimizerFactory) -> Optimizer:
         """Let these parameters, and no others, take gradients, and hand them to a new optimizer.
@@ -86,7 +125,11 @@ class Method(nn.Module, ABC):
             )
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        return optimizer(parameters.values())
+        made = optimizer(parameters.values())
+        for group in made.param_groups:
+            if "capturable" in group and group["params"][0].is_cuda:
+                group["capturable"] = True  # the count of steps stays on the device
+        return made
 
     def report(self, **diagnostics: Tensor) -> None:
         """Tell the runner about this step, in scalar tensors on the device: ``loss`` (nats), ``used`` (samples)."""
@@ -100,6 +143,8 @@ class Method(nn.Module, ABC):
             current = self._tensors()
             for name, tensor in self._initial["tensors"].items():
                 current[name].copy_(tensor)
+        for name in self._initial["empty"]:
+            setattr(self, name, getattr(self, name).new_empty(0))
         for module in self.modules():
             if isinstance(module, Objective):
                 module.reset()
@@ -112,18 +157,21 @@ class Method(nn.Module, ABC):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State beside parameters and buffers: optimizers and generators. Called by ``state_dict``."""
-        return {
+        """State beside parameters and buffers: optimizers, generators, counts. Called by ``state_dict``."""
+        held = {
             name: value.state_dict() if isinstance(value, Optimizer) else value.get_state()
             for name, value in vars(self).items()
             if isinstance(value, Optimizer | torch.Generator)
         }
+        return {**held, **{name: getattr(self, name) for name in COUNTS}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``."""
         for name, saved in state.items():
             holder = getattr(self, name)
-            if isinstance(holder, Optimizer):
+            if name in COUNTS:
+                setattr(self, name, saved)
+            elif isinstance(holder, Optimizer):
                 holder.load_state_dict(copy.deepcopy(saved))
             else:
                 holder.set_state(saved)
@@ -133,6 +181,14 @@ class Method(nn.Module, ABC):
         self._remember()
         return super().load_state_dict(*args, **kwargs)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A fresh object's buffers that are empty at first take the shape of the saved ones.
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape, dtype=saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _tensors(self) -> dict[str, Tensor]:
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return {**trained, **dict(self.named_buffers())}
@@ -141,37 +197,26 @@ class Method(nn.Module, ABC):
         """Take the snapshot that ``reset`` restores, the first time anything could change."""
         if self._initial is None:
             tensors = {name: t.detach().clone() for name, t in self._tensors().items() if t.numel()}
-            self._initial = {"tensors": tensors, "extra": copy.deepcopy(self.get_extra_state())}
-
-
-def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Scale and shift of every normalisation layer, by name (Tent, arXiv:2006.10726, section 3.2)."""
-    return {
-        f"{layer}.{name}" if layer else name: parameter
-        for layer, module in model.named_modules()
-        if isinstance(module, NORM_LAYERS)
-        for name, parameter in module.named_parameters(recurse=False)
-    }
+            empty = [name for name, t in self._buffers.items() if t is not None and not t.numel()]
+            self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
 
 
 def use_batch_statistics(method: Method) -> None:
     """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
 
-    The running statistics are dropped, so that no mode a caller could set brings them back. One image gives no
-    statistics over a batch: with BatchNorm in the backbone the method asks for two or more.
+    One image gives no statistics over a batch: with BatchNorm in the backbone the method asks for two or more, unless
+    it has a window of images to take them from.
     """
-    layers = [module for module in method.backbone.modules() if isinstance(module, _BatchNorm)]
-    for layer in layers:
-        layer.track_running_stats = False
-        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    if layers:
+    if drop_running_statistics(method.backbone) and method.window < 2:
         method.min_batch_size = 2
+        method.needs_batch = "for the statistics of BatchNorm layers"
 
 
 def batch_too_small(method: Method, size: int) -> str:
     """Say why a batch of this size cannot be adapted on."""
     return (
-        f"{type(method).__name__} with BatchNorm layers needs at least {method.min_batch_size} images in every batch "
-        f"for the batch statistics, got a batch of {size}: choose another stream.batch_size (or stream.limit, so that "
-        "no last batch of one image is left), a backbone with LayerNorm or GroupNorm, or method=source"
+        f"{type(method).__name__} needs at least {method.min_batch_size} images in every batch {method.needs_batch}, "
+        f"got a batch of {size}: choose another stream.batch_size (or stream.limit, so that no last batch of one image "
+        "is left), a window of recent images where the method has one (method.window=64), a backbone with LayerNorm or "
+        "GroupNorm, or method=source"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tta.methods.base import Method, use_batch_statistics
@@ -16,13 +15,13 @@ class BNAdapt(Method):
 
     Args:
         backbone: see ``Method``.
+        window: see ``Method``.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: nn.Module, window: int = 0) -> None:
+        super().__init__(backbone, window)
         use_batch_statistics(self)
 
-    @torch.no_grad()
     def step(self, images: Tensor) -> Tensor:
         """Predict with the statistics of this batch."""
-        return self.backbone(images)
+        return self.predict(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tta.methods.base import Method
@@ -11,7 +10,6 @@ from tta.methods.base import Method
 class Source(Method):
     """No adaptation: frozen weights, BatchNorm with the running statistics of the source data."""
 
-    @torch.no_grad()
     def step(self, images: Tensor) -> Tensor:
         """Predict."""
-        return self.backbone(images)
+        return self.predict(images)

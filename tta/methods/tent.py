@@ -7,7 +7,8 @@ import copy
 from torch import Tensor, nn
 
 from tta.checks import whole_number
-from tta.methods.base import Method, OptimizerFactory, norm_parameters, use_batch_statistics
+from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
+from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import Objective
 
 
@@ -22,18 +23,28 @@ class Tent(Method):
         backbone: see ``Method``.
         objective: loss per sample on the logits; it is copied.
         optimizer: makes an optimizer of the adapted parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1e-3)``.
+        adapt: which parameters those are.
         steps: updates per batch, at least 1.
+        window: see ``Method``.
 
     Raises:
-        ValueError: if the backbone has no normalisation layer with parameters, or ``steps`` is less than 1.
+        ValueError: if no parameter is left to adapt, or ``steps`` is less than 1.
     """
 
-    def __init__(self, backbone: nn.Module, objective: Objective, optimizer: OptimizerFactory, steps: int = 1) -> None:
-        super().__init__(backbone)
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        optimizer: OptimizerFactory,
+        adapt: ParameterChoice = NORM_PARAMETERS,
+        steps: int = 1,
+        window: int = 0,
+    ) -> None:
+        super().__init__(backbone, window)
         self.objective = copy.deepcopy(objective)
         self.steps = whole_number("method.steps", steps, 1)
         use_batch_statistics(self)
-        self.optimizer = self.adapt(norm_parameters(self.backbone), optimizer)
+        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
 
     def step(self, images: Tensor) -> Tensor:
         """Predict, then update ``steps`` times."""

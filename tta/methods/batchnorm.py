@@ -1,0 +1,83 @@
+"""What BatchNorm layers normalise with: statistics of the source data, of the batch, or both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def drop_running_statistics(model: nn.Module) -> bool:
+    """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
+
+    The running statistics are dropped, so that no mode a caller could set brings them back.
+
+    Returns:
+        Whether there is any such layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return bool(layers)
+
+
+class MixedBatchNorm(nn.Module):
+    """A BatchNorm layer that normalises with ``(1 - share)`` running and ``share`` batch statistics.
+
+    Gradients flow through the batch's share. The variance of the batch is the biased one (divided by the number of
+    values), as BatchNorm itself normalises with.
+
+    Args:
+        layer: the BatchNorm layer whose place this one takes; scale and shift are shared with it, and what it does
+            afterwards (timm's layers that hold an activation) is done here too.
+        share: of the batch, in [0, 1].
+        track: keep the mixture as the running statistics of the next batch.
+        unbiased: use the unbiased variance of the batch.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, layer: _BatchNorm, share: float, track: bool = False, unbiased: bool = False) -> None:
+        super().__init__()
+        if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
+            raise ValueError("a BatchNorm layer of the backbone has no running statistics to mix with the batch's")
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.eps = layer.eps
+        self.share = share
+        self.track = track
+        self.unbiased = unbiased
+        self.register_buffer("running_mean", layer.running_mean.clone())
+        self.register_buffer("running_var", layer.running_var.clone())
+        self.after = nn.Sequential(*layer.children())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, channels, ...)."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        values = x.to(self.running_mean.dtype)
+        var, mean = torch.var_mean(values, [d for d in range(x.ndim) if d != 1], correction=int(self.unbiased))
+        mean = torch.lerp(self.running_mean, mean, self.share)
+        var = torch.lerp(self.running_var, var, self.share)
+        if self.track:
+            self.running_mean.copy_(mean.detach())
+            self.running_var.copy_(var.detach())
+        y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return self.after(y.to(x.dtype))
+
+
+def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased: bool = False) -> None:
+    """Put a ``MixedBatchNorm`` in the place of every BatchNorm layer of a model; see there for the arguments.
+
+    Raises:
+        ValueError: for a share outside [0, 1], or if a layer has no running statistics.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of the batch in the BatchNorm statistics must be in [0, 1], got {share}")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _BatchNorm):
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent).register_module(child, MixedBatchNorm(module, share, track, unbiased))

@@ -1,0 +1,92 @@
+"""Which parameters of a backbone adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from tta.backbones import Backbone
+from tta.methods.batchnorm import MixedBatchNorm
+
+NORM_LAYERS = (_BatchNorm, MixedBatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
+LAYERS = ("norm", "all")
+
+
+def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Scale and shift of every normalisation layer, by name (Tent, arXiv:2006.10726, section 3.2)."""
+    return {
+        f"{layer}.{name}" if layer else name: parameter
+        for layer, module in model.named_modules()
+        if isinstance(module, NORM_LAYERS)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+@dataclass(frozen=True)
+class ParameterChoice:
+    """Chooses parameters by the kind of their layer and by their name.
+
+    A pattern is a whole name with ``*`` for any characters, e.g. ``layer4.*``. Names are those of the network itself,
+    whatever it is wrapped in.
+
+    Args:
+        layers: ``norm``, scale and shift of normalisation layers, or ``all``, every parameter.
+        include: of these, take what matches one of the patterns.
+        exclude: and leave out what matches one of these.
+        exclude_if_present: the same, but a pattern may match nothing: for lists that serve several
+            families of networks.
+
+    Raises:
+        ValueError: for another kind of layers.
+    """
+
+    layers: str = "norm"
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    exclude_if_present: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.layers not in LAYERS:
+            raise ValueError(f"method.adapt.layers must be one of {', '.join(LAYERS)}; got {self.layers!r}")
+
+    def __call__(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Choose from a model.
+
+        Returns:
+            Parameters by name, in the model's order.
+
+        Raises:
+            ValueError: if a pattern matches nothing, or nothing is left.
+        """
+        net = model.net if isinstance(model, Backbone) else model
+        there = norm_parameters(net) if self.layers == "norm" else dict(net.named_parameters())
+        if not there:
+            return {}
+        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in there):
+                    raise ValueError(
+                        f"method.adapt.{key}: {pattern!r} matches no parameter of the kind {self.layers!r} "
+                        f"(a whole name, * for any characters); there are: {', '.join(there)}"
+                    )
+        left_out = (*self.exclude, *self.exclude_if_present)
+        chosen = {name: p for name, p in there.items() if _matches(name, self.include) and not _matches(name, left_out)}
+        if not chosen:
+            raise ValueError(
+                f"method.adapt leaves no parameter to adapt: include={list(self.include)} without {list(left_out)}; "
+                f"there are: {', '.join(there)}"
+            )
+        return chosen
+
+
+NORM_PARAMETERS = ParameterChoice()
+"""Scale and shift of every normalisation layer."""
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,67 @@
+"""Updates that depend on what the batch holds, without asking the device for it.
+
+A method that decides on the host whether to update waits for the GPU in every step. Here the update is made, and what
+it changed is put back where the condition, a boolean scalar tensor, does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def selected_mean(losses: Tensor, selected: Tensor) -> Tensor:
+    """Mean over the selected samples; 0, with a gradient of 0, if there are none.
+
+    Args:
+        losses: (N,).
+        selected: (N,), boolean.
+    """
+    return torch.where(selected, losses, 0).sum() / selected.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def step_where(condition: Tensor, optimizer: Optimizer) -> None:
+    """``optimizer.step()`` if the condition holds, else nothing: neither parameters nor moments change.
+
+    Args:
+        condition: boolean, ().
+        optimizer: one whose state begins at zero, as that of SGD (without dampening) and Adam does.
+    """
+    before = {key: tensor.clone() for key, tensor in _tensors(optimizer).items()}
+    optimizer.step()
+    for key, tensor in _tensors(optimizer).items():
+        tensor.copy_(torch.where(condition, tensor, before.get(key, 0)))
+
+
+@torch.no_grad()
+def restore_where(
+    condition: Tensor, tensors: Iterable[Tensor], initial: Iterable[Tensor], optimizer: Optimizer | None = None
+) -> None:
+    """Where the condition holds, copy ``initial`` into ``tensors``, and forget the optimizer's moments."""
+    for tensor, start in zip(tensors, initial, strict=True):
+        tensor.copy_(torch.where(condition, start, tensor))
+    if optimizer is not None:
+        for (_, name), tensor in _tensors(optimizer).items():
+            if name:
+                tensor.copy_(torch.where(condition, 0, tensor))
+
+
+@torch.no_grad()
+def average_(average: Iterable[Tensor], new: Iterable[Tensor], share: float) -> None:
+    """Move each tensor of an exponential moving average towards the new one, in place: ``share`` of the new one."""
+    torch._foreach_lerp_(list(average), list(new), share)
+
+
+def _tensors(optimizer: Optimizer) -> dict[tuple[nn.Parameter, str], Tensor]:
+    """Parameters (named "") and the tensors of their state."""
+    return {
+        (parameter, name): tensor.detach()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for name, tensor in {"": parameter, **optimizer.state.get(parameter, {})}.items()
+        if isinstance(tensor, Tensor)
+    }
