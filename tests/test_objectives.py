@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -317,10 +318,13 @@ class TestEvery:
         with FakeTensorMode() as mode:
             assert make(name)(mode.from_tensor(make_logits(6, 4).float())).shape == (6,)
 
-    def test_compiles_as_one_graph(self, name: str) -> None:
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    def test_compiles_as_one_graph(self, name: str, backend: str) -> None:
+        if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+            pytest.skip("inductor needs a C++ compiler")
         torch._dynamo.reset()
         objective, reference = make(name), make(name)
-        compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(objective, fullgraph=True, backend=backend)
         for seed in range(3):
             z, w = (make_logits(6, 4, seed).float().requires_grad_() for _ in range(2))
             loss, expected = compiled(z), reference(w)
