@@ -1,6 +1,7 @@
 """Time what has to be fast, as ratios against a baseline timed in the same run.
 
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
+    python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
 
 Times are medians over rounds in which every candidate takes its turn, so that other work on the machine meets all of
 them alike. The table says the command, versions and device.
@@ -9,37 +10,58 @@ them alike. The table says the command, versions and device.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import re
 import shlex
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hydra
 import torch
 from torch import Tensor
 
+from tta.backbones import timm_backbone
+from tta.cli import CONFIGS
 from tta.devices import choose_device, describe_device
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
+FORWARD = "forward"
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
 
 
 def main() -> None:
     """Run a benchmark and show its table."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default="auto")
+    common.add_argument("--threads", type=int, default=1, help="of the CPU")
+    common.add_argument("--rounds", type=int, default=50)
+    common.add_argument("--out", type=Path, help="a Markdown file for the table")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["objectives"])
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="NxC", help="of the logits")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    commands = parser.add_subparsers(dest="what", required=True)
+    command = commands.add_parser("objectives", parents=[common], help="forward and backward pass of each objective")
+    command.add_argument("--shapes", nargs="+", default=SHAPES, metavar="NxC", help="of the logits")
+    command = commands.add_parser("methods", parents=[common], help="a batch of each method, time and memory")
+    command.add_argument("--model", default="resnet18", help="of timm, with random weights")
+    command.add_argument("--batch", type=int, default=64, help="images")
+    command.add_argument("--size", type=int, default=64, help="of the images, in pixels")
+    command.add_argument("--methods", nargs="+", default=METHODS, help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
+    if options.what == "objectives":
+        lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
+    else:
+        work = Workload(options.model, options.batch, options.size, device, options.threads)
+        lines = methods(work, options.rounds, options.methods)
     lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
     lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
     text = "\n".join(lines) + "\n"
@@ -92,6 +114,71 @@ class LoopAdaDEM(AdaDEM):
         for label in labels.unique():
             self.table[label].lerp_(p[labels == label].mean(0), self.momentum)
         return self.table[labels]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch of random images for a timm model with random weights."""
+
+    model: str
+    batch: int
+    size: int
+    device: torch.device
+    threads: int
+
+    def step(self, method: str) -> Callable[[], None]:
+        """Make a function that gives the batch to a method, or to the frozen backbone alone (``forward``)."""
+        torch.set_num_threads(self.threads)
+        warnings.filterwarnings("ignore", message=".*random weights")
+        torch.manual_seed(0)
+        backbone = timm_backbone(self.model, pretrained=False).to(self.device).eval()
+        images = torch.rand(self.batch, 3, self.size, self.size, device=self.device)
+        if method == FORWARD:
+            return torch.no_grad()(lambda: backbone(images))
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose("config", [f"method={method}"])
+        adapted = hydra.utils.instantiate(config.method, backbone=backbone, _convert_="all")
+        return lambda: adapted(images)
+
+
+def methods(work: Workload, rounds: int, names: Sequence[str]) -> list[str]:
+    """Time and memory of a batch of each method, as multiples of those of one forward pass of the frozen backbone."""
+    candidates = {name: work.step(name) for name in (FORWARD, *names)}
+    seconds = medians(candidates, work.device, rounds)
+    peaks = {name: _peak(work, name) for name in candidates}
+    forward = f"{1e3 * seconds[FORWARD]:.1f} ms", f"{peaks[FORWARD] / 2**20:.0f} MiB"
+    rows = [("", "time", "peak memory"), ("---", "---:", "---:"), ("forward pass", *forward)]
+    rows += [(n, f"{seconds[n] / seconds[FORWARD]:.2f}", f"{peaks[n] / peaks[FORWARD]:.2f}") for n in names]
+    title = (
+        f"A batch of {work.batch} images of {work.size} pixels through {work.model}: time, and memory beyond that of "
+        "the model and the method at rest, as multiples of one forward pass."
+    )
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _peak(work: Workload, method: str) -> int:
+    """Bytes that three batches need at most, beyond what is there before the first; in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_here, work, method).result()
+
+
+def _peak_here(work: Workload, method: str) -> int:
+    step, on_gpu = work.step(method), work.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(work.device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the process begins anew (Linux)
+    before = torch.cuda.memory_allocated(work.device) if on_gpu else _resident("VmRSS")
+    for _ in range(3):
+        step()
+    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else _resident("VmHWM")) - before
+
+
+def _resident(key: str) -> int:
+    """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM)."""
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def medians(candidates: Mapping[str, Callable[[], None]], device: torch.device, rounds: int) -> dict[str, float]:

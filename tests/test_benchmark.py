@@ -17,3 +17,17 @@ def test_objectives_are_ratios_of_em_and_say_where_they_come_from(tmp_path: Path
     assert all(cell.endswith(" ms") for cell in cells["EM"])
     assert all(float(cell) > 0 for name in ("CADF", "AdaDEM", "COME", "SLR") for cell in cells[name])
     assert "benchmark.py objectives --device cpu" in out.read_text()
+
+
+def test_methods_are_ratios_of_a_forward_pass_and_say_where_they_come_from(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["methods", "--device", "cpu", "--rounds", "1", "--model", "resnet10t", "--batch", "2", "--size", "32"]
+    words += ["--methods", "source", "tent", "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["forward pass", "source", "tent"]
+    time, memory = rows[2][1:]
+    assert time.endswith(" ms")
+    assert memory.endswith(" MiB")
+    assert all(float(cell) > 0 for row in rows[3:] for cell in row[1:])
+    assert "benchmark.py methods --device cpu" in out.read_text()
