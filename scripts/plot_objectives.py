@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tta.compare import find_runs
@@ -88,10 +89,12 @@ def predictions(places: list[Path]) -> Any:
     for run in find_runs(places):
         counts = pd.read_csv(run.path / "classes.csv").groupby("class")[["labels", "predictions"]].sum()
         shares = 100 * counts / counts["labels"].sum()
-        axes.plot(shares["predictions"].sort_values(ascending=False).to_numpy(), marker="o", label=run.label)
-    labels = shares["labels"].sort_values(ascending=False).to_numpy()  # of the last run: they share the stream
-    axes.plot(labels, color="0.3", linestyle="--", label="labels")
-    axes.set(xlabel="class, most frequently predicted first", ylabel="share of all images (%)", ylim=(0, None))
+        rank = range(1, len(shares) + 1)
+        axes.plot(rank, shares["predictions"].sort_values(ascending=False), marker="o", label=run.label)
+    # Those of the last run: they share the stream.
+    axes.plot(rank, shares["labels"].sort_values(ascending=False), color="0.3", linestyle="--", label="labels")
+    axes.set(xlabel="rank of the class by frequency", ylabel="share of all images (%)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     return figure
 
