@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -13,8 +14,9 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return value
 
 
-def number(name: str, value: Any, least: float) -> float:
-    """Return ``value`` if it is a number of at least ``least``, else raise ``ValueError`` as above."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
+def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+    """Return ``value`` if it is a number in that range, else raise ``ValueError`` as above."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        expected = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a number {expected}, got {value!r}")
     return value

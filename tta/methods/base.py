@@ -201,15 +201,20 @@ class Method(nn.Module, ABC):
             self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
 
 
-def use_batch_statistics(method: Method) -> None:
+def use_batch_statistics(method: Method) -> bool:
     """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
 
     One image gives no statistics over a batch: with BatchNorm in the backbone the method asks for two or more, unless
     it has a window of images to take them from.
+
+    Returns:
+        Whether there is any such layer.
     """
-    if drop_running_statistics(method.backbone) and method.window < 2:
+    there_is_any = drop_running_statistics(method.backbone)
+    if there_is_any and method.window < 2:
         method.min_batch_size = 2
         method.needs_batch = "for the statistics of BatchNorm layers"
+    return there_is_any
 
 
 def batch_too_small(method: Method, size: int) -> str:

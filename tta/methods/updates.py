@@ -6,11 +6,14 @@ it changed is put back where the condition, a boolean scalar tensor, does not ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from tta.objectives import Objective
 
 
 def selected_mean(losses: Tensor, selected: Tensor) -> Tensor:
@@ -48,6 +51,36 @@ def restore_where(
         for (_, name), tensor in _tensors(optimizer).items():
             if name:
                 tensor.copy_(torch.where(condition, 0, tensor))
+
+
+@torch.no_grad()
+def forget_where(condition: Tensor, objective: Objective) -> None:
+    """``objective.reset()`` if the condition holds, else nothing."""
+    learnt = [buffer.clone() for buffer in objective.buffers()]
+    objective.reset()
+    for buffer, kept in zip(objective.buffers(), learnt, strict=True):
+        buffer.copy_(torch.where(condition, buffer, kept))
+
+
+@contextmanager
+def ascended(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
+    """Within the block, parameters stand where the loss is larger: up their gradients by a length of ``rho``.
+
+    The gradients of all parameters together are one vector, ``g``, and the move is ``rho g / (|g| + 1e-12)``
+    (sharpness-aware minimisation); none where all gradients are zero. Afterwards the parameters are exactly, to the
+    last bit, what they were; their gradients are those of before until somebody clears them.
+    """
+    moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        before = [parameter.clone() for parameter in moved]
+        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_add_(moved, list(torch._foreach_mul(gradients, rho / (length + 1e-12))))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(moved, before)
 
 
 @torch.no_grad()
