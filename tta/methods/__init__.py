@@ -3,7 +3,17 @@
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.bn_adapt import BNAdapt
 from tta.methods.parameters import ParameterChoice, norm_parameters
+from tta.methods.sar import SAR
 from tta.methods.source import Source
 from tta.methods.tent import Tent
 
-__all__ = ["BNAdapt", "Method", "ParameterChoice", "Source", "Tent", "norm_parameters", "use_batch_statistics"]
+__all__ = [
+    "SAR",
+    "BNAdapt",
+    "Method",
+    "ParameterChoice",
+    "Source",
+    "Tent",
+    "norm_parameters",
+    "use_batch_statistics",
+]
