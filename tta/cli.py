@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +37,10 @@ def main() -> None:
     debug = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of printing them with a trace
     try:
-        _hydra_main()
+        if {"--help", "-h"} & set(sys.argv):
+            _print_help()
+        else:
+            _hydra_main()
     except KeyboardInterrupt:
         print("tta: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -42,6 +48,15 @@ def main() -> None:
         if debug:
             raise
         raise SystemExit(f"tta: error: {_message(error)}") from None
+
+
+def _print_help() -> None:
+    """Print Hydra's help with its long lists wrapped, and without the groups that nobody chooses by hand."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        _hydra_main()
+    for line in text.getvalue().splitlines():
+        if not line.startswith("hparams/"):
+            print(textwrap.fill(line, 100, subsequent_indent="    ") if len(line) > 100 else line)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
