@@ -17,7 +17,10 @@ from tta.methods import Method
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 KINDS = ("batch", "layer", "group")
-pytestmark = [pytest.mark.parametrize("name", METHODS), pytest.mark.parametrize("kind", KINDS)]
+pytestmark = [
+    pytest.mark.parametrize("name", METHODS),
+    pytest.mark.parametrize("kind", KINDS),
+]
 
 
 def make(name: str, kind: str, overrides: tuple[str, ...] = ()) -> Method:
@@ -56,6 +59,13 @@ def test_a_callers_gradient_mode_and_eval_change_nothing(name: str, kind: str, m
     method = make(name, kind)
     method.train()
     assert_same(predict(method, range(3)), expected)
+
+
+def test_takes_images_of_any_memory_format(name: str, kind: str) -> None:
+    method = make(name, kind)
+    for seed in range(2):
+        images = some_images(seed=seed).contiguous(memory_format=torch.channels_last)  # as files are read
+        assert method(images).isfinite().all()
 
 
 def test_sees_images_alone(name: str, kind: str) -> None:

@@ -62,6 +62,7 @@ class Method(nn.Module, ABC):
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.backbone.modules():
             module.training = False
+        self._has_group_norm = any(isinstance(module, nn.GroupNorm) for module in self.backbone.modules())
         self.diagnostics: dict[str, Tensor] = {}
         self._initial: dict[str, Any] | None = None
 
@@ -92,6 +93,10 @@ class Method(nn.Module, ABC):
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
             images = images.clone() if images.is_inference() else images
+            if self._has_group_norm and images.device.type == "cpu":
+                # torch 2.11 crashes in the backward pass of a GroupNorm on a CPU whose input is channels-last, as
+                # images come from files, and needs no gradient.
+                images = images.contiguous()
             logits = self._step_in_window(images) if self.window else self.step(images)
         self.images_seen += len(images)
         self.batches_seen += 1
