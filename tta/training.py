@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tta.streams.clean import are_images, read_npz
 
 Report = Callable[[int, float], None]
 """Called after each epoch with its number, from 1, and the mean loss in nats."""
@@ -103,14 +104,8 @@ def load_clean(path: Path, size: int | None = None) -> tuple[Tensor, Tensor]:
         return _load_folder(path, size)
     if not path.is_file():
         raise FileNotFoundError(f"there is no data set {path}: expected an .npz file or a folder of classes")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated or no .npz file: expected one with the arrays images and labels")
-    with np.load(path, allow_pickle=False) as file:
-        if not {"images", "labels"} <= set(file.files):
-            raise ValueError(f"{path}: expected the arrays images and labels, got {', '.join(file.files)}")
-        images, labels = file["images"], file["labels"]
-    fitting = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-    if not fitting or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    images, labels = read_npz(path, "images", "labels")
+    if not are_images(images) or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{path}: expected images uint8 (N, H, W, 3) and labels of whole numbers (N,), got {images.dtype} "
             f"{images.shape} and {labels.dtype} {labels.shape}"
