@@ -20,6 +20,7 @@ KINDS = ("batch", "layer", "group")
 pytestmark = [
     pytest.mark.parametrize("name", METHODS),
     pytest.mark.parametrize("kind", KINDS),
+    pytest.mark.usefixtures("demo_cache"),  # what methods make once goes there
 ]
 
 

@@ -3,17 +3,23 @@
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.bn_adapt import BNAdapt
 from tta.methods.deyo import DeYO
+from tta.methods.eata import EATA
+from tta.methods.eta import ETA
 from tta.methods.parameters import ParameterChoice, norm_parameters
+from tta.methods.rdumb import RDumb
 from tta.methods.sar import SAR
 from tta.methods.source import Source
 from tta.methods.tent import Tent
 
 __all__ = [
+    "EATA",
+    "ETA",
     "SAR",
     "BNAdapt",
     "DeYO",
     "Method",
     "ParameterChoice",
+    "RDumb",
     "Source",
     "Tent",
     "norm_parameters",
