@@ -90,7 +90,10 @@ class Method(nn.Module, ABC):
         if len(images) < self.min_batch_size:
             raise ValueError(batch_too_small(self, len(images)))
         self._remember()
-        with torch.inference_mode(False), torch.enable_grad():
+        # Autocast would go on using its copies of the weights after an update; without its cache it makes new ones.
+        device = images.device.type
+        autocast = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), autocast:
             # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
             images = images.clone() if images.is_inference() else images
             if self._has_group_norm and images.device.type == "cpu":
