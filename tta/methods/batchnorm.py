@@ -41,17 +41,17 @@ class MixedBatchNorm(nn.Module):
 
     def __init__(self, layer: _BatchNorm, share: float, track: bool = False, unbiased: bool = False) -> None:
         super().__init__()
-        if not isinstance(layer.running_mean, Tensor) or not isinstance(layer.running_var, Tensor):
-            raise ValueError("a BatchNorm layer of the backbone has no running statistics to mix with the batch's")
+        mean, var = _running_statistics(layer)
         self.weight = layer.weight
         self.bias = layer.bias
         self.eps = layer.eps
         self.share = share
         self.track = track
         self.unbiased = unbiased
-        self.register_buffer("running_mean", layer.running_mean.clone())
-        self.register_buffer("running_var", layer.running_var.clone())
-        self.after = nn.Sequential(*layer.children())
+        self.register_buffer("running_mean", mean.clone())
+        self.register_buffer("running_var", var.clone())
+        for name, module in layer.named_children():
+            self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, channels, ...)."""
@@ -66,7 +66,10 @@ class MixedBatchNorm(nn.Module):
         y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return self.after(y.to(x.dtype))
+        y = y.to(x.dtype)
+        for module in self.children():
+            y = module(y)
+        return y
 
 
 def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased: bool = False) -> None:
@@ -75,9 +78,37 @@ def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased
     Raises:
         ValueError: for a share outside [0, 1], or if a layer has no running statistics.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"the share of the batch in the BatchNorm statistics must be in [0, 1], got {share}")
+    _check_share(share)
     for name, module in list(model.named_modules()):
         if isinstance(module, _BatchNorm):
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent).register_module(child, MixedBatchNorm(module, share, track, unbiased))
+
+
+def follow_batches(model: nn.Module, share: float) -> list[_BatchNorm]:
+    """Make torch's own moving average take ``share`` of each batch's (unbiased) statistics, in training mode.
+
+    Returns:
+        The BatchNorm layers, in the order of the model.
+
+    Raises:
+        ValueError: as ``mix_statistics``.
+    """
+    _check_share(share)
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        _running_statistics(layer)
+        layer.momentum = share
+    return layers
+
+
+def _running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    mean, var = layer.running_mean, layer.running_var
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+        raise ValueError("a BatchNorm layer of the backbone has no running statistics to mix with the batch's")
+    return mean, var
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of the batch in the BatchNorm statistics must be in [0, 1], got {share}")
