@@ -30,10 +30,12 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     """Classify, and tell what went into the classifier: logits (N, C) and features (N, D).
 
     Raises:
-        ValueError: if the classifier is no linear layer or does not see one vector for each image.
+        ValueError: if the classifier is no linear layer, does not see one vector for each image, or has not the
+            classes of the logits.
     """
     seen: list[Tensor] = []
-    hook = classifier(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer = classifier(model)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         logits = model(images)
     finally:
@@ -41,6 +43,11 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(images):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in seen) or "nothing"
         raise ValueError(f"the classifier must see one vector for each of the {len(images)} images, it saw {shapes}")
+    if layer.out_features != logits.shape[-1]:
+        raise ValueError(
+            f"the last linear layer gives {layer.out_features} values, but there are {logits.shape[-1]} classes: it is "
+            "not what makes the logits; choose another model or method"
+        )
     return logits, seen[0]
 
 
