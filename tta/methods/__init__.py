@@ -2,6 +2,8 @@
 
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.bn_adapt import BNAdapt
+from tta.methods.bn_alpha import BNAlpha
+from tta.methods.bn_ema import BNEma
 from tta.methods.deyo import DeYO
 from tta.methods.eata import EATA
 from tta.methods.eta import ETA
@@ -16,6 +18,8 @@ __all__ = [
     "ETA",
     "SAR",
     "BNAdapt",
+    "BNAlpha",
+    "BNEma",
     "DeYO",
     "Method",
     "ParameterChoice",
