@@ -7,6 +7,7 @@ from tta.methods.bn_ema import BNEma
 from tta.methods.deyo import DeYO
 from tta.methods.eata import EATA
 from tta.methods.eta import ETA
+from tta.methods.lame import LAME
 from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
 from tta.methods.sar import SAR
@@ -16,6 +17,7 @@ from tta.methods.tent import Tent
 __all__ = [
     "EATA",
     "ETA",
+    "LAME",
     "SAR",
     "BNAdapt",
     "BNAlpha",
