@@ -12,6 +12,7 @@ from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
 from tta.methods.sar import SAR
 from tta.methods.source import Source
+from tta.methods.t3a import T3A
 from tta.methods.tent import Tent
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ETA",
     "LAME",
     "SAR",
+    "T3A",
     "BNAdapt",
     "BNAlpha",
     "BNEma",
