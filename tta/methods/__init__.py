@@ -8,6 +8,7 @@ from tta.methods.deyo import DeYO
 from tta.methods.eata import EATA
 from tta.methods.eta import ETA
 from tta.methods.lame import LAME
+from tta.methods.memo import MEMO
 from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
 from tta.methods.sar import SAR
@@ -19,6 +20,7 @@ __all__ = [
     "EATA",
     "ETA",
     "LAME",
+    "MEMO",
     "SAR",
     "T3A",
     "BNAdapt",

@@ -50,6 +50,8 @@ class Method(nn.Module, ABC):
     """The fewest images in a batch that the method can work with."""
     needs_batch = ""
     """Why fewer images do not do."""
+    episodic = False
+    """Whether every image, or batch, begins with the source weights, so that nothing that adapts stays adapted."""
     data = ""
     """What data beside the stream the method was made from, as a digest; empty for none."""
 

@@ -86,6 +86,8 @@ class ParameterChoice:
 
 NORM_PARAMETERS = ParameterChoice()
 """Scale and shift of every normalisation layer."""
+ALL_PARAMETERS = ParameterChoice("all")
+"""Every parameter."""
 
 NORM_BUT_LAST = ParameterChoice(exclude_if_present=("layer4.*", "blocks.9.*", "blocks.10.*", "blocks.11.*", "norm.*"))
 """The same, but for the last layers of ResNets and of a ViT-B: see configs/adapt/norm_but_last.yaml."""
