@@ -131,6 +131,35 @@ def test_works_in_bf16_autocast(name: str, kind: str) -> None:
             assert logits.isfinite().all()
 
 
+def test_predictions_that_say_nothing_leave_no_nan(name: str, kind: str) -> None:
+    net = small_net(kind)
+    with torch.no_grad():
+        net.head.weight.zero_()  # uniform predictions: entropy ln C, so that a method that selects sure ones has none
+        net.head.bias.zero_()
+    method = make(name, kind, backbone=net)
+    for logits in predict(method, range(3)):
+        assert logits.isfinite().all()
+    assert all(parameter.isfinite().all() for parameter in method.parameters())
+
+
+def test_a_single_image_is_predicted_or_refused_with_a_reason(name: str, kind: str) -> None:
+    method = make(name, kind)
+    if method.min_batch_size == 1:
+        assert method(some_images(1)).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=r"at least 2 images in every batch for .*, got a batch of 1"):
+            method(some_images(1))
+
+
+def test_single_images_work_with_a_window_where_there_is_one(name: str, kind: str) -> None:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        if "window" not in hydra.compose("config", [f"method={name}"]).method:
+            return
+    method = make(name, kind, ("method.window=4",))
+    outputs = [method(image[None]) for image in some_images(6)]
+    assert all(logits.shape == (1, CLASSES) and logits.isfinite().all() for logits in outputs)
+
+
 def test_reports_scalars_on_the_device(name: str, kind: str) -> None:
     method = make(name, kind)
     predict(method, range(1))
