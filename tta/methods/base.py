@@ -200,8 +200,9 @@ class Method(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _tensors(self) -> dict[str, Tensor]:
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return {**trained, **dict(self.named_buffers())}
+        """What may change: adapted parameters, those of copies of the backbone (a moving average), and buffers."""
+        adapted = {n: p for n, p in self.named_parameters() if p.requires_grad or not n.startswith("backbone.")}
+        return {**adapted, **dict(self.named_buffers())}
 
     def _remember(self) -> None:
         """Take the snapshot that ``reset`` restores, the first time anything could change."""

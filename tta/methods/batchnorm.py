@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -48,6 +51,7 @@ class MixedBatchNorm(nn.Module):
         self.share = share
         self.track = track
         self.unbiased = unbiased
+        self.mixing = True
         self.register_buffer("running_mean", mean.clone())
         self.register_buffer("running_var", var.clone())
         for name, module in layer.named_children():
@@ -57,12 +61,7 @@ class MixedBatchNorm(nn.Module):
         """Normalise (N, channels, ...)."""
         shape = (1, -1, *[1] * (x.ndim - 2))
         values = x.to(self.running_mean.dtype)
-        var, mean = torch.var_mean(values, [d for d in range(x.ndim) if d != 1], correction=int(self.unbiased))
-        mean = torch.lerp(self.running_mean, mean, self.share)
-        var = torch.lerp(self.running_var, var, self.share)
-        if self.track:
-            self.running_mean.copy_(mean.detach())
-            self.running_var.copy_(var.detach())
+        mean, var = self._mix(values) if self.mixing else (self.running_mean, self.running_var)
         y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
@@ -70,6 +69,15 @@ class MixedBatchNorm(nn.Module):
         for module in self.children():
             y = module(y)
         return y
+
+    def _mix(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(values, [d for d in range(values.ndim) if d != 1], correction=int(self.unbiased))
+        mean = torch.lerp(self.running_mean, mean, self.share)
+        var = torch.lerp(self.running_var, var, self.share)
+        if self.track:
+            self.running_mean.copy_(mean.detach())
+            self.running_var.copy_(var.detach())
+        return mean, var
 
 
 def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased: bool = False) -> None:
@@ -83,6 +91,22 @@ def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased
         if isinstance(module, _BatchNorm):
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent).register_module(child, MixedBatchNorm(module, share, track, unbiased))
+
+
+@contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Let every ``MixedBatchNorm`` of a model normalise with its running statistics alone, and keep them as they are.
+
+    For a network that predicts with what it has tracked so far.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MixedBatchNorm)]
+    for layer in layers:
+        layer.mixing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.mixing = True
 
 
 def follow_batches(model: nn.Module, share: float) -> list[_BatchNorm]:
