@@ -4,6 +4,7 @@ from tta.methods.base import Method, use_batch_statistics
 from tta.methods.bn_adapt import BNAdapt
 from tta.methods.bn_alpha import BNAlpha
 from tta.methods.bn_ema import BNEma
+from tta.methods.cotta import CoTTA
 from tta.methods.deyo import DeYO
 from tta.methods.eata import EATA
 from tta.methods.eta import ETA
@@ -26,6 +27,7 @@ __all__ = [
     "BNAdapt",
     "BNAlpha",
     "BNEma",
+    "CoTTA",
     "DeYO",
     "Method",
     "ParameterChoice",
