@@ -12,6 +12,7 @@ from tta.methods.lame import LAME
 from tta.methods.memo import MEMO
 from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
+from tta.methods.roid import ROID
 from tta.methods.sar import SAR
 from tta.methods.source import Source
 from tta.methods.t3a import T3A
@@ -22,6 +23,7 @@ __all__ = [
     "ETA",
     "LAME",
     "MEMO",
+    "ROID",
     "SAR",
     "T3A",
     "BNAdapt",

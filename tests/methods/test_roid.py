@@ -1,0 +1,228 @@
+"""ROID against its paper, recomputed by another route, and what is easy to get wrong in it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backbones_for_tests import SmallNet, small_net, some_images
+from plain_net import PlainSGD, classify, soft, weights_of
+from tta.methods import ROID, BNAdapt
+from tta.methods import roid as roid_module
+from tta.methods.augment import augment
+
+sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+NORM = [f"body.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")]
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def spread(values: list[float]) -> list[float]:
+    """Min-max normalised."""
+    return [(v - min(values)) / (max(values) - min(values)) for v in values]
+
+
+def plain_weights(p: list[list[float]], mean: list[float], temperature: float) -> list[float]:
+    """Weight of each prediction, 0 for those that are dropped."""
+    diversity = spread([1 - dot(mean, row) / math.sqrt(dot(mean, mean) * dot(row, row)) for row in p])
+    certainty = spread([sum(v * math.log(v) for v in row) for row in p])
+    least = sum(diversity) / len(diversity)
+    return [0.0 if d < least else math.exp(d * c / temperature) for d, c in zip(diversity, certainty, strict=True)]
+
+
+def plain_prior(p: Tensor) -> Tensor:
+    n, c = p.shape
+    prior = [sum(row[k] for row in p.tolist()) / n for k in range(c)]
+    smooth = max(1 / n, 1 / c) / max(prior)
+    return torch.tensor([(v + smooth) / (1 + smooth * c) for v in prior], dtype=p.dtype)
+
+
+class PlainROID:
+    """One step after another as the paper and the official code have them; only the augmentation is the method's."""
+
+    def __init__(self, net: SmallNet, weighting: bool, consistency: bool, prior: str) -> None:
+        self.source, self.weights = weights_of(net), weights_of(net)
+        self.optimizer = PlainSGD(self.weights, NORM, 0.05, 0.9)
+        self.weighting, self.consistency, self.prior = weighting, consistency, prior
+        self.mean = [1 / 5] * 5
+        self.draws = torch.Generator().manual_seed(7)
+        self.kept: list[int] = []
+
+    def step(self, x: Tensor) -> Tensor:
+        leaves = self.optimizer.leaves()
+        z = classify(leaves, x)
+        p = soft(z)
+        weights = plain_weights(p.tolist(), self.mean, 1 / 3) if self.weighting else [1.0] * len(x)
+        self.mean = [0.9 * m + 0.1 * sum(row[c] for row in p.tolist()) / len(x) for c, m in enumerate(self.mean)]
+        loss = torch.zeros((), dtype=x.dtype)
+        for n, weight in enumerate(weights):
+            for c in range(5):
+                q = p[n, c].clamp(max=0.99)
+                loss = loss - weight * q * (q / (1 - q) + 1e-5).log()
+        kept = [n for n, weight in enumerate(weights) if weight > 0]
+        self.kept.append(len(kept))
+        if self.consistency:
+            again = soft(classify(leaves, augment(x[kept], self.draws, padding="reflect")))
+            for place, n in enumerate(kept):
+                for c in range(5):
+                    both = p[n, c] * again[place, c].log() + again[place, c] * p[n, c].log()
+                    loss = loss - weights[n] * both / 2
+        self.optimizer.step(loss / len(x), leaves)
+        for name in self.weights:
+            self.weights[name] = 0.99 * self.weights[name] + 0.01 * self.source[name]
+        with torch.no_grad():
+            prior = plain_prior(p)
+            if self.prior == "probabilities":
+                return (z.exp() * prior).log()
+            return z * prior if self.prior == "logits" else z
+
+
+def roid(net: SmallNet, **kwargs: Any) -> ROID:
+    return ROID(net, sgd, **{"seed": 7, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("weighting", "consistency", "prior"),
+    [
+        (True, True, "probabilities"),
+        (True, True, "logits"),
+        (True, False, "none"),
+        (False, True, "probabilities"),
+        (False, False, "none"),
+    ],
+)
+def test_follows_the_plain_formulas_for_several_steps(weighting: bool, consistency: bool, prior: str) -> None:
+    net = small_net("batch").double()
+    plain = PlainROID(net, weighting, consistency, prior)
+    method = roid(
+        net,
+        weighting=weighting,
+        consistency=consistency,
+        prior_correction=prior != "none",
+        official_quirks=prior == "logits",
+    )
+    for seed in range(5):
+        images = some_images(seed=seed).double()
+        torch.testing.assert_close(method(images), plain.step(images), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(weights_of(method.backbone), plain.weights, rtol=1e-6, atol=1e-9)
+        if weighting:
+            assert method.mean_prediction.tolist() == pytest.approx(plain.mean, rel=1e-9)
+        assert int(method.diagnostics["used"]) == plain.kept[-1]
+    assert all(0 < kept < 8 for kept in plain.kept) == weighting
+
+
+def test_forwards_only_the_kept_images_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(images: Tensor, *generators: torch.Generator, **kwargs: str) -> Tensor:
+        seen.append(images)
+        return images
+
+    monkeypatch.setattr(roid_module, "augment", watched)
+    net, images = small_net("batch"), some_images()
+    method = roid(net)
+    method(images)
+    weights = plain_weights(soft(BNAdapt(net)(images)).tolist(), [0.2] * 5, 1 / 3)
+    assert torch.equal(seen[0], images[[n for n, weight in enumerate(weights) if weight]])
+
+
+def test_pulls_weights_to_the_source_after_each_update() -> None:
+    net = small_net("batch")
+    method = roid(net, source_share=1.0)
+    for seed in range(2):
+        method(some_images(seed=seed))
+        assert all(torch.equal(p, weights_of(net)[name]) for name, p in method.backbone.named_parameters())
+    half, none = roid(net, source_share=0.5), roid(net, source_share=0.0)
+    for one in (half, none):
+        one(some_images())
+    for name, source in weights_of(net).items():
+        torch.testing.assert_close(weights_of(half.backbone)[name], (weights_of(none.backbone)[name] + source) / 2)
+
+
+def test_alike_predictions_weigh_one_each() -> None:
+    method = roid(small_net("batch"))
+    logits = method(some_images(1).expand(4, -1, -1, -1))
+    assert logits.isfinite().all()
+    assert method.diagnostics["loss"].isfinite()
+    assert method.diagnostics["used"] == 4
+
+
+def test_one_image_is_enough_without_batchnorm() -> None:
+    method = roid(small_net("layer"))
+    before = weights_of(method.backbone)
+    assert method(some_images(1)).isfinite().all()
+    assert method.diagnostics["used"] == 1
+    assert not torch.equal(method.backbone.get_parameter("body.1.weight"), before["body.1.weight"])
+
+
+def test_one_image_is_too_few_with_batchnorm() -> None:
+    with pytest.raises(ValueError, match="at least 2 images in every batch for the statistics of BatchNorm layers"):
+        roid(small_net("batch"))(some_images(1))
+
+
+def test_a_window_corrects_its_predictions_between_updates() -> None:
+    net, images = small_net("batch"), some_images(3)
+    method = roid(net, window=4)
+    for one in images[:2]:
+        method(one[None])
+    raw = BNAdapt(net)(images)
+    corrected = (soft(raw) * plain_prior(soft(raw))).log()
+    torch.testing.assert_close(method(images[2:]).softmax(1), corrected[2:].softmax(1))
+    assert not method.mean_prediction.numel()  # nothing learnt yet
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=4), min_size=1, max_size=6),
+)
+def test_correction_moves_towards_classes_predicted_more(rows: list[list[float]]) -> None:
+    z = torch.tensor(rows, dtype=torch.float64)
+    p = z.softmax(1)
+    prior = roid_module.smoothed_prior(p)
+    torch.testing.assert_close(prior, plain_prior(p))
+    assert prior.sum().item() == pytest.approx(1)
+    assert (prior > 0).all()
+    order = p.mean(0)
+    assert all(prior[a] >= prior[b] for a in range(4) for b in range(4) if order[a] > order[b])
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.lists(st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_some_sample_is_always_kept_and_weighs_at_least_one(rows: list[list[float]]) -> None:
+    weights = roid_module.sample_weights(torch.tensor(rows), torch.full((4,), 0.25), 1 / 3)
+    assert weights.isfinite().all()
+    assert (weights >= 1).any()
+    assert ((weights == 0) | ((weights >= 1) & (weights <= math.exp(3) + 1e-3))).all()
+
+
+def test_loss_is_divided_by_the_batchs_own_size() -> None:
+    # The official code divides by the configured batch size, the same but for a last batch that is smaller.
+    net = small_net("layer").double()
+    losses = []
+    for n in (1, 3):
+        method = roid(net, weighting=False, consistency=False)
+        method(some_images(1).double().expand(n, -1, -1, -1))
+        losses.append(method.diagnostics["loss"])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("temperature", 0, "method.temperature must be a number greater than 0, got 0"),
+        ("class_momentum", 2, "method.class_momentum must be a number from 0 to 1, got 2"),
+        ("source_share", -0.1, "method.source_share must be a number from 0 to 1, got -0.1"),
+    ],
+)
+def test_says_what_is_wrong_with_a_value(option: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        roid(small_net("batch"), **{option: value})
