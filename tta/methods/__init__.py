@@ -13,6 +13,7 @@ from tta.methods.memo import MEMO
 from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
 from tta.methods.roid import ROID
+from tta.methods.rotta import RoTTA
 from tta.methods.sar import SAR
 from tta.methods.source import Source
 from tta.methods.t3a import T3A
@@ -34,6 +35,7 @@ __all__ = [
     "Method",
     "ParameterChoice",
     "RDumb",
+    "RoTTA",
     "Source",
     "Tent",
     "norm_parameters",
