@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones_for_tests import SmallNet, small_net, some_images
 from plain_net import PlainSGD, classify, soft, weights_of
@@ -162,6 +162,13 @@ def test_one_image_is_enough_without_batchnorm() -> None:
     assert method(some_images(1)).isfinite().all()
     assert method.diagnostics["used"] == 1
     assert not torch.equal(method.backbone.get_parameter("body.1.weight"), before["body.1.weight"])
+
+
+def test_a_lone_kept_image_passes_layers_with_one_value_for_each_channel() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, 5))
+    method = ROID(net, sgd)
+    assert method(some_images(2)).isfinite().all()
+    assert method.diagnostics["used"] == 1  # of two, the less diverse is dropped
 
 
 def test_one_image_is_too_few_with_batchnorm() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tta.checks import whole_number
-from tta.methods.batchnorm import drop_running_statistics
+from tta.methods.batchnorm import drop_running_statistics, in_company
 from tta.objectives import Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -116,7 +116,7 @@ class Method(nn.Module, ABC):
         window = torch.cat((self.recent, images))[-self.window :] if self.recent.numel() else images
         self.recent = window
         # The first image of all has no company yet but itself.
-        window = torch.cat((window, window)) if len(window) == 1 else window
+        window = in_company(window)
         new_window = (seen + n) // self.window > seen // self.window
         return (self.step(window) if new_window else self.predict(window))[-n:]
 
@@ -212,20 +212,15 @@ class Method(nn.Module, ABC):
             self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
 
 
-def use_batch_statistics(method: Method) -> bool:
+def use_batch_statistics(method: Method) -> None:
     """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
 
     One image gives no statistics over a batch: with BatchNorm in the backbone the method asks for two or more, unless
     it has a window of images to take them from.
-
-    Returns:
-        Whether there is any such layer.
     """
-    there_is_any = drop_running_statistics(method.backbone)
-    if there_is_any and method.window < 2:
+    if drop_running_statistics(method.backbone) and method.window < 2:
         method.min_batch_size = 2
         method.needs_batch = "for the statistics of BatchNorm layers"
-    return there_is_any
 
 
 def batch_too_small(method: Method, size: int) -> str:

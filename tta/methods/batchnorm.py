@@ -25,6 +25,14 @@ def drop_running_statistics(model: nn.Module) -> bool:
     return bool(layers)
 
 
+def in_company(images: Tensor) -> Tensor:
+    """Give a lone image itself for company, (1, ...) to (2, ...), and leave more than one as they are.
+
+    The statistics of two copies are those of one, but torch refuses to take them of a single value in a channel.
+    """
+    return torch.cat((images, images)) if len(images) == 1 else images
+
+
 class MixedBatchNorm(nn.Module):
     """A BatchNorm layer that normalises with ``(1 - share)`` running and ``share`` batch statistics.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tta.checks import number, whole_number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
+from tta.methods.batchnorm import in_company
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.updates import selected_mean, step_where
 from tta.objectives import EM, Objective
@@ -34,8 +35,7 @@ class DeYO(Method):
     objective sees as well, of the whole batch; selection and weights keep the entropy.
 
     As BatchNorm's statistics are to be those of the survivors, their number is asked of the device: each step waits
-    for it once. With BatchNorm, a lone survivor goes through the network as two of itself, whose statistics are its
-    own; layers that see a single value for each channel and image refuse one image.
+    for it once. A lone survivor goes through the network as two of itself, whose statistics are its own.
 
     The permutations are drawn for the whole batch, so what one image's are does not depend on which others survive.
 
@@ -87,7 +87,7 @@ class DeYO(Method):
         self.destruction = destruction
         self.patches = whole_number("method.patches", patches, 1)
         self.occlusion = number("method.occlusion", occlusion, 0, 1)
-        self.has_batch_norm = use_batch_statistics(self)
+        use_batch_statistics(self)
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
         self.generator = torch.Generator(device).manual_seed(whole_number("method.seed", seed, 0))
@@ -116,8 +116,7 @@ class DeYO(Method):
         drop = torch.full_like(probability, -math.inf)
         (survivors,) = survives.nonzero(as_tuple=True)  # waits for the device
         if len(survivors):
-            copies = 2 if len(survivors) == 1 and self.has_batch_norm else 1
-            after = _probabilities(self.backbone(destroyed[survivors.repeat(copies)])[: len(survivors)])
+            after = _probabilities(self.backbone(in_company(destroyed[survivors]))[: len(survivors)])
             after = after.gather(1, label[survivors].unsqueeze(1)).squeeze(1)
             drop[survivors] = probability[survivors] - after
         return drop

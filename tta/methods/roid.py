@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 from tta.checks import number
 from tta.methods.augment import augment
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
+from tta.methods.batchnorm import in_company
 from tta.methods.consistency import consistency
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.updates import average_
@@ -120,7 +121,7 @@ class ROID(Method):
     def _inconsistency(self, images: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of how far the predictions of augmented images are from those of the images."""
         kept = weights.nonzero().squeeze(1)
-        augmented = self.backbone(augment(images[kept], self.draws, padding="reflect"))
+        augmented = self.backbone(in_company(augment(images[kept], self.draws, padding="reflect")))[: len(kept)]
         return (weights[kept] * consistency(augmented, logits[kept], symmetric=True)).sum()
 
     def _correct(self, logits: Tensor) -> Tensor:
