@@ -65,6 +65,12 @@ def test_every_option_of_every_group_is_in_the_table() -> None:
         assert set(re.findall(r"`([a-z0-9_]+)`", row)) >= options, group
 
 
+def test_every_method_is_in_its_document() -> None:
+    document = (ROOT / "docs" / "methods.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", document.partition("## ")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
 def test_files_the_readme_names_are_there() -> None:
     for path in re.findall(r"^(?:configs/|tta/[\w./]+)", README, re.MULTILINE):
         assert (ROOT / path).exists(), path
