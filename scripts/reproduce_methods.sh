@@ -7,9 +7,9 @@
 # 5 corruptions, 2 000 images each, made here from the clean test images; a narrow ResNet-18; Adam with the learning
 # rate of the official CIFAR-10 runs, 0.001, and 0.005 beside it, as AdaDEM likes a larger one. EATA's Fisher
 # information comes from the training images. RDumb, which is ETA for its first 1 000 batches, begins anew after 50 of
-# the 100 there are, at the smaller learning rate alone. Methods that forward many views of an image see fewer images (CoTTA 1 000
-# of each corruption, MEMO 200), and have tables of their own, with both baselines. Finished runs are found again, so it
-# can be stopped and started. Ends with tables and figures in runs/methods/<scenario>, <scenario>_cotta and
+# the 100 there are, at the smaller learning rate alone. Methods that forward many views of an image see fewer images
+# (CoTTA 1 000 of each corruption, MEMO 200), and have tables of their own, with both baselines. Finished runs are found
+# again, so it can be stopped and started. Ends with tables and figures in runs/methods/<scenario>, <scenario>_cotta and
 # <scenario>_memo.
 set -euo pipefail
 data=$1 clean=$2 checkpoint=$3 runs=$4
