@@ -12,12 +12,17 @@ import pytest
 import torch
 
 from backbones_for_tests import CLASSES, small_net, some_images
+from device_questions import DeviceQuestions
 from tta.cli import CONFIGS
 from tta.methods import Method
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 KINDS = ("batch", "layer", "group")
 SMALL = {"memo": ("method.augmentations=2",)}  # what makes a method quick enough for all of these
+WAITING = {"cotta", "deyo", "memo", "roid", "rotta", "t3a"}
+"""Methods whose nature makes the host wait for the device; their docstrings say for what."""
+RANDOM = {"cotta", "memo"}
+"""Methods whose predictions depend on random numbers, which a GPU draws differently."""
 pytestmark = [
     pytest.mark.parametrize("name", METHODS),
     pytest.mark.parametrize("kind", KINDS),
@@ -165,6 +170,31 @@ def test_reports_scalars_on_the_device(name: str, kind: str) -> None:
     predict(method, range(1))
     assert set(method.diagnostics) <= {"loss", "used"}
     assert all(value.ndim == 0 and not value.requires_grad for value in method.diagnostics.values())
+
+
+def test_a_step_waits_for_the_device_only_where_the_method_says_so(name: str, kind: str) -> None:
+    method = make(name, kind)
+    predict(method, range(2))  # tables of the size of the first batch are there by now
+    with DeviceQuestions() as questions:
+        predict(method, range(2, 3))
+    assert not questions.asked or name in WAITING
+
+
+@pytest.mark.gpu
+def test_predicts_on_the_gpu_as_on_the_cpu_and_waits_only_where_the_method_says_so(name: str, kind: str) -> None:
+    expected = predict(make(name, kind), range(1))
+    method = make(name, kind, backbone=small_net(kind).cuda())
+    batches = [some_images(seed=seed).cuda() for seed in range(4)]
+    first = [method(images) for images in batches]
+    if name not in RANDOM:
+        torch.testing.assert_close(first[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
+    torch.cuda.set_sync_debug_mode("default" if name in WAITING else "error")
+    try:
+        method.reset()
+        again = [method(images) for images in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(first, again, strict=True))
 
 
 def test_can_be_copied(name: str, kind: str) -> None:
