@@ -5,12 +5,11 @@
 #     scripts/reproduce_methods.sh cifar10_test.npz cifar10_train.npz resnet18_w16_cifar10.safetensors runs/methods
 #
 # 5 corruptions, 2 000 images each, made here from the clean test images; a narrow ResNet-18; Adam with the learning
-# rate of the official CIFAR-10 runs, 0.001, and 0.005 beside it, as AdaDEM likes a larger one. EATA's Fisher
-# information comes from the training images. RDumb, which is ETA for its first 1 000 batches, begins anew after 50 of
-# the 100 there are, at the smaller learning rate alone. Methods that forward many views of an image see fewer images
-# (CoTTA 1 000 of each corruption, MEMO 200), and have tables of their own, with both baselines. Finished runs are found
-# again, so it can be stopped and started. Ends with tables and figures in runs/methods/<scenario>, <scenario>_cotta and
-# <scenario>_memo.
+# rate of the official CIFAR-10 runs, 0.001, for all (scripts/reproduce_objectives.sh has the objectives over a grid).
+# EATA's Fisher information comes from the training images. RDumb, which is ETA for its first 1 000 batches, begins anew
+# after 50 of the 100 there are. Methods that forward many views of an image see fewer images (CoTTA 1 000 of each
+# corruption, MEMO 200), and have tables of their own, with both baselines. Finished runs are found again, so it can be
+# stopped and started. Ends with tables and figures in runs/methods/<scenario>, <scenario>_cotta and <scenario>_memo.
 set -euo pipefail
 data=$1 clean=$2 checkpoint=$3 runs=$4
 corruptions=(gaussian_noise defocus_blur snow contrast jpeg_compression)
@@ -23,9 +22,8 @@ common=(
 for scenario in single_domain continual; do
     there=("${common[@]}" scenario="$scenario" "runs_dir=$runs/$scenario")
     tta -m "${there[@]}" method=source,bn_adapt,bn_alpha,bn_ema,lame,t3a,rotta,roid
-    swap=(objective=em,adadem optimizer.lr=0.001,0.005)
-    tta -m "${there[@]}" "${swap[@]}" method=tent,eta,sar,deyo
-    tta -m "${there[@]}" "${swap[@]}" method=eata "method.fisher.root=$clean"
+    tta -m "${there[@]}" objective=em,adadem method=tent,eta,sar,deyo
+    tta -m "${there[@]}" objective=em,adadem method=eata "method.fisher.root=$clean"
     tta -m "${there[@]}" objective=em,adadem method=rdumb method.reset_every=50
     tta-compare "$runs/$scenario"
     for few in cotta:1000 memo:200; do
