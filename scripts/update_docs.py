@@ -27,10 +27,18 @@ def update(name: str, folder: Path) -> None:
     """Take over the comparison in a folder of runs."""
     docs, readme = ROOT / "docs", ROOT / "README.md"
     docs.mkdir(exist_ok=True)
-    for file in (folder / "comparison.md", *folder.glob("comparison*.png")):
+    for file in folder.glob("comparison*.png"):
         shutil.copy(file, docs / file.name.replace("comparison", name))
+    (docs / f"{name}.md").write_text(without_places((folder / "comparison.md").read_text()))
     place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
     readme.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], readme.read_text()))
+
+
+def without_places(text: str) -> str:
+    """Leave out of commands where files were on this machine: `=/some/where/file` becomes `=file`."""
+    commands = re.compile(r"^Runs: (`[^`]+`(?:, )?)+", re.MULTILINE)
+    text = commands.sub(lambda found: re.sub(r"=(/|\.\.?/)\S*?([^/\s`]+)(?=[\s`])", r"=\2", found[0]), text)
+    return commands.sub(lambda found: "Runs: " + ", ".join(dict.fromkeys(re.findall(r"`[^`]+`", found[0]))), text)
 
 
 def table(file: Path) -> str:

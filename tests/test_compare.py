@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,21 @@ def test_runs_that_differ_in_another_option_are_not_seeds_of_each_other(runs: Pa
     ]
 
 
-def test_many_rows_have_their_mean_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_rows_have_their_mean_alone_and_a_column_for_each_learning_rate(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(6):
         method_config = {"_target_": "x", "objective": {}, "optimizer": {"lr": 0.1 * (number + 1)}}
         accuracies = {"fog": 0.1 * number, "snow": 0.1}
         write_run(runs / f"lr{number}", "tent", 0, accuracies, method_config=method_config)
     main([str(runs)])
-    assert "fog" not in capsys.readouterr().out
+    terminal = capsys.readouterr().out
+    assert "fog" not in terminal
+    assert "tent + em (lr 0.2)" in terminal
     markdown = (runs / "comparison.md").read_text()
-    assert "|  | mean |\n|---|---:|\n| tent + em (lr 0.1) | 5.00 |\n" in markdown
-    assert "| tent + em (lr 0.01) | **70.00 ±14.14** |" in markdown
+    assert "|  | no learning rate | 0.01 | 0.1 | 0.2 | 0.3 | 0.4 | 0.5 | 0.6 |\n" in markdown
+    assert "| tent + em |  | **70.00 ±14.14** | 5.00 | 10.00 | 15.00 | 20.00 | 25.00 | 30.00 |\n" in markdown
+    assert re.search(r"^\| source \| [\d.]+ \|  \|  \|  \|  \|  \|  \|  \|$", markdown, re.MULTILINE)
     with Image.open(runs / "comparison-lr.png") as image:
         assert image.size[0] > 1000
     assert pd.read_csv(runs / "comparison.csv")["fog"].tolist() == pytest.approx([0, 10, 20, 30, 40, 50, 50, 70])

@@ -214,6 +214,25 @@ def _view(frame: pd.DataFrame, bold: tuple[str, str]) -> list[list[str]]:
     return [["", *map(str, frame.index)], *([name, *_cells(frame, name, bold)] for name in (*domains, "mean"))]
 
 
+def _rates(runs: Sequence[Run]) -> dict[str, dict[float | None, str]]:
+    """Labels of each method, by learning rate."""
+    rates: dict[str, dict[float | None, str]] = {}
+    for run in runs:
+        rates.setdefault(run.method + run.detail, {})[run.lr] = run.label
+    return rates
+
+
+def _rate_view(frame: pd.DataFrame, runs: Sequence[Run]) -> list[list[str]]:
+    """Text of a table of means, its header first: a row for each method, a column for each learning rate."""
+    columns = sorted({run.lr for run in runs}, key=lambda rate: -1 if rate is None else rate)
+    rows = []
+    for method, labels in _rates(runs).items():
+        chosen = frame.loc[list(labels.values())]
+        cells = dict(zip(labels, _cells(chosen, "mean", ("**", "**") if len(chosen) > 1 else ("", "")), strict=True))
+        rows.append([method, *(cells.get(rate, "") for rate in columns)])
+    return [["", *("no learning rate" if rate is None else f"{rate:g}" for rate in columns)], *rows]
+
+
 def _print(frame: pd.DataFrame, runs: Sequence[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -229,9 +248,10 @@ def _print(frame: pd.DataFrame, runs: Sequence[Run]) -> None:
 
 
 def _markdown(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
-    header, *rows = _view(frame, ("**", "**"))
+    by_rate = len(frame) > SHOWN and len({run.lr for run in runs} - {None}) > 1
+    header, *rows = _rate_view(frame, runs) if by_rate else _view(frame, ("**", "**"))
     lines = [
-        f"{_heading(runs[0])}.",
+        f"{_heading(runs[0])}." + " Means over the domains; the best learning rate of each row in bold." * by_rate,
         "",
         f"| {' | '.join(header)} |",
         "|---|" + "---:|" * len(header[1:]),
@@ -295,10 +315,7 @@ def plot_learning_rates(runs: Sequence[Run], frame: pd.DataFrame, file: Path) ->
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    rates: dict[str, dict[float | None, str]] = {}
-    for run in runs:
-        rates.setdefault(run.method, {})[run.lr] = run.label
-    for method, labels in rates.items():
+    for method, labels in _rates(runs).items():
         if None in labels:
             axes.axhline(frame["mean"][labels[None]], linestyle="--", color="0.5")
             axes.text(0.01, frame["mean"][labels[None]], method, va="bottom", transform=axes.get_yaxis_transform())
