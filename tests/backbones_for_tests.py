@@ -53,3 +53,10 @@ def small_net(kind: str) -> SmallNet:
 
 def some_images(n: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def varied_images(n: int = 8, seed: int = 0) -> torch.Tensor:
+    """Images of a colour each, with noise: predictions of several classes, sure ones and unsure ones."""
+    generator = torch.Generator().manual_seed(seed)
+    colours, noise = torch.rand(n, 3, 1, 1, generator=generator), torch.rand(n, 3, 8, 8, generator=generator)
+    return 0.6 * colours + 0.4 * noise

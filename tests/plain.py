@@ -1,96 +1,110 @@
-"""``SmallNet("batch")`` and the objectives once more, in the plainest torch: the other route of the parity tests.
+"""``SmallNet("batch")`` and what methods do with it once more, in plain torch: the other route of the parity tests.
 
-Nothing here comes from the package. Whatever adapts is given by name, and gradients are autograd's on these formulas.
+Nothing here comes from the package, and gradients are autograd's on these formulas.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 Weights = dict[str, Tensor]
+Moments = tuple[Tensor, Tensor]  # mean and variance of each channel
+Statistics = Callable[[str, Tensor], Moments]  # what the layer of this name takes for the moments of its input
+
+NORM = [f"body.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")]
 
 
-def logits(w: Weights, x: Tensor) -> Tensor:
-    """Classify with the statistics of the batch."""
-
-    def norm(h: Tensor, layer: str) -> Tensor:
-        mean = h.mean((0, 2, 3), keepdim=True)
-        variance = ((h - mean) ** 2).mean((0, 2, 3), keepdim=True)
-        gamma, beta = w[f"{layer}.weight"][:, None, None], w[f"{layer}.bias"][:, None, None]
-        return (h - mean) / (variance + 1e-5).sqrt() * gamma + beta
-
-    h = norm(F.conv2d(x, w["body.0.weight"], w["body.0.bias"], padding=1), "body.1").relu()
-    h = norm(F.conv2d(h, w["body.3.weight"], w["body.3.bias"], stride=2), "body.4").relu()
-    return h.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+def weights_of(net: nn.Module) -> Weights:
+    """Copies of the parameters."""
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
-def probabilities(z: Tensor) -> Tensor:
-    """Of one sample: (C,)."""
-    return z.exp() / z.exp().sum()
+def running_of(net: nn.Module) -> dict[str, Moments]:
+    """Copies of the running statistics of each normalisation layer."""
+    return {
+        layer: (net.get_buffer(f"{layer}.running_mean").clone(), net.get_buffer(f"{layer}.running_var").clone())
+        for layer in ("body.1", "body.4")
+    }
+
+
+def moments(h: Tensor, unbiased: bool = False) -> Moments:
+    values = h.transpose(0, 1).flatten(1)
+    mean = values.sum(1) / values.shape[1]
+    return mean, ((values - mean[:, None]) ** 2).sum(1) / (values.shape[1] - unbiased)
+
+
+def mixed(running: dict[str, Moments], share: float, unbiased: bool = False) -> Statistics:
+    """The batch's moments by this share, and for the rest the running ones, as they are when a layer asks."""
+
+    def statistics(layer: str, h: Tensor) -> Moments:
+        (mean, var), (batch_mean, batch_var) = running[layer], moments(h, unbiased)
+        return (1 - share) * mean + share * batch_mean, (1 - share) * var + share * batch_var
+
+    return statistics
+
+
+def forward(w: Weights, x: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and features (N, D) of images (N, 3, H, W)."""
+    for conv, norm, stride, padding in (("body.0", "body.1", 1, 1), ("body.3", "body.4", 2, 0)):
+        x = conv2d(x, w[f"{conv}.weight"], w[f"{conv}.bias"], stride, padding)
+        mean, var = statistics(norm, x)
+        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+        x = (w[f"{norm}.weight"][:, None, None] * x + w[f"{norm}.bias"][:, None, None]).clamp(min=0)
+    features = x.mean((2, 3))
+    return features @ w["head.weight"].T + w["head.bias"], features
+
+
+def classify(w: Weights, x: Tensor, statistics: Statistics = lambda _, h: moments(h)) -> Tensor:
+    """Logits, with the statistics of the batch unless told otherwise."""
+    return forward(w, x, statistics)[0]
+
+
+def soft(z: Tensor) -> Tensor:
+    return z.exp() / z.exp().sum(-1, keepdim=True)
 
 
 def entropy(z: Tensor) -> Tensor:
-    """Of one sample's prediction, in nats."""
-    p = probabilities(z)
-    return -sum((p[i] * p[i].log() for i in range(len(p))), torch.zeros(()))
+    """Of the predictions with these logits, in nats."""
+    return -(soft(z) * soft(z).log()).sum(-1)
 
 
-class Entropy:
-    """Entropy minimisation."""
-
-    def __call__(self, z: Tensor) -> list[Tensor]:
-        return [entropy(sample) for sample in z]
-
-
-class AdaDEM:
-    """Equation 12 of arXiv:2511.03256 and its calibrator."""
+class PlainAdaDEM:
+    """Equation 12 of arXiv:2511.03256 and its calibrator, for each sample of a batch."""
 
     def __init__(self) -> None:
-        self.table = [[1 / 5] * 5 for _ in range(5)]
+        self.table = torch.full((5, 5), 1 / 5, dtype=torch.float64)
 
-    def __call__(self, z: Tensor) -> list[Tensor]:
-        values, classes = [sample.tolist() for sample in z.detach()], range(z.shape[1])
-        ps = [probabilities(sample).tolist() for sample in z.detach()]
-        labels = [p.index(max(p)) for p in ps]
-        for k in set(labels):
-            members = [p for p, label in zip(ps, labels, strict=True) if label == k]
-            for i in classes:
-                self.table[k][i] = 0.9 * self.table[k][i] + 0.1 * sum(p[i] for p in members) / len(members)
-        losses = []
-        for n, k in enumerate(labels):
-            t = -sum(ps[n][i] * values[n][i] for i in classes)
-            delta = sum(abs(ps[n][i] * (values[n][i] + t + 1)) for i in classes)
-            p = probabilities(z[n])
-            losses.append(sum((-(p[i] - self.table[k][i]) / delta * z[n, i] for i in classes), torch.zeros(())))
-        return losses
+    def __call__(self, z: Tensor) -> Tensor:
+        p, values = soft(z).detach(), z.detach()
+        labels = p.argmax(1)
+        for k in set(labels.tolist()):
+            self.table[k] = 0.9 * self.table[k] + 0.1 * p[labels == k].mean(0)
+        t = -(p * values).sum(1, keepdim=True)
+        delta = (p * (values + t + 1)).abs().sum(1, keepdim=True)
+        return (-(soft(z) - self.table[labels]) / delta * z).sum(1)
 
 
-def mean_gradient(losses: list[Tensor], chosen: list[int], parameters: list[Tensor]) -> list[Tensor]:
-    """Gradient of the mean over the chosen samples, zeros if there are none."""
-    if not chosen:
-        return [torch.zeros_like(parameter) for parameter in parameters]
-    loss = sum((losses[n] for n in chosen), torch.zeros(())) / len(chosen)
-    return list(torch.autograd.grad(loss, parameters, retain_graph=True))
+def gradients(loss: Tensor, leaves: Weights, names: list[str]) -> Weights:
+    return dict(zip(names, torch.autograd.grad(loss, [leaves[name] for name in names]), strict=True))
 
 
-class Momentum:
-    """Stochastic gradient descent with momentum, without dampening."""
+class PlainSGD:
+    """Weights that follow gradients with momentum; those that are not named stay."""
 
-    def __init__(self, lr: float, momentum: float) -> None:
-        self.lr, self.momentum = lr, momentum
-        self.velocity: list[Tensor] | None = None
+    def __init__(self, weights: Weights, names: list[str], lr: float, momentum: float) -> None:
+        self.weights, self.names, self.lr, self.momentum = weights, names, lr, momentum
+        self.velocity = {name: torch.zeros_like(weights[name]) for name in names}
 
-    def step(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """Return the parameters after the step."""
-        old = self.velocity or [torch.zeros_like(gradient) for gradient in gradients]
-        self.velocity = [self.momentum * v + g for v, g in zip(old, gradients, strict=True)]
-        return [p - self.lr * v for p, v in zip(parameters, self.velocity, strict=True)]
+    def leaves(self) -> Weights:
+        """The weights, as the leaves of a graph."""
+        return {name: w.clone().requires_grad_(name in self.names) for name, w in self.weights.items()}
 
-
-def norm_length(gradients: list[Tensor]) -> float:
-    """Length of all gradients together."""
-    return math.sqrt(sum(float(value) ** 2 for gradient in gradients for value in gradient))
+    def step(self, loss: Tensor, leaves: Weights) -> None:
+        """Move the weights by the gradient at the leaves."""
+        for name, gradient in gradients(loss, leaves, self.names).items():
+            self.velocity[name] = self.momentum * self.velocity[name] + gradient
+            self.weights[name] = self.weights[name] - self.lr * self.velocity[name]

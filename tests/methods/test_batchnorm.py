@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones_for_tests import small_net
-from plain_small_net import batch_statistics
+from plain import moments
 from tta.methods.batchnorm import MixedBatchNorm, mix_statistics
 from tta.methods.parameters import norm_parameters
 
@@ -42,7 +42,7 @@ def a_layer(dims: int, **kwargs: bool) -> _BatchNorm:
 def test_normalises_by_the_formula(shape: tuple[int, ...], share: float, unbiased: bool) -> None:
     layer = a_layer(len(shape))
     x = some(shape)
-    mean, var = batch_statistics(x, unbiased)
+    mean, var = moments(x, unbiased)
     state = layer.state_dict()
     mean = (1 - share) * state["running_mean"] + share * mean
     var = (1 - share) * state["running_var"] + share * var

@@ -9,19 +9,13 @@ import torch
 from torch import Tensor
 
 from backbones_for_tests import small_net, some_images
-from plain_small_net import batch_statistics, forward, weights
+from plain import classify, mixed, running_of, weights_of
 from tta.methods import BNAdapt, BNAlpha, Source
 
 
 def plain_logits(images: Tensor, share: float, unbiased: bool = False) -> Tensor:
-    w = weights(small_net("batch"))
-
-    def mixture(layer: str, h: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = batch_statistics(h, unbiased)
-        source_mean, source_var = w[f"{layer}.running_mean"], w[f"{layer}.running_var"]
-        return (1 - share) * source_mean + share * mean, (1 - share) * source_var + share * var
-
-    return forward(w, images, mixture)[0]
+    net = small_net("batch").double()
+    return classify(weights_of(net), images, mixed(running_of(net), share, unbiased))
 
 
 @pytest.mark.parametrize("official_quirks", [False, True])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backbones_for_tests import SmallNet, small_net, some_images
-from plain_net import PlainSGD, classify, soft, weights_of
+from plain import PlainSGD, classify, soft, weights_of
 from tta.methods import BNAdapt, CoTTA
 from tta.methods import cotta as cotta_module
 from tta.methods.augment import augment

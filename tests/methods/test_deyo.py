@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import plain
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
 from device_questions import DeviceQuestions
+from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, soft, weights_of
 from tta.cli import CONFIGS
 from tta.methods import BNAdapt, DeYO
 from tta.methods.deyo import DESTRUCTIONS, occlude, shuffle
@@ -24,7 +24,6 @@ from tta.methods.parameters import NORM_BUT_LAST
 from tta.objectives import EM, AdaDEM, Objective
 
 sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-NAMES = ["body.1.weight", "body.1.bias", "body.4.weight", "body.4.bias"]
 LN_C = math.log(CLASSES)
 
 
@@ -52,17 +51,14 @@ def plain_shuffle(image: Tensor, order: list[int], grid: int) -> Tensor:
 
 
 class PlainDeYO:
-    """DeYO on ``SmallNet("batch")`` with Python's own lists, floats and loops over samples."""
+    """DeYO on ``SmallNet("batch")``, sample by sample and pixel by pixel."""
 
     def __init__(self, net: SmallNet, objective: Any, destruction: str, margin: float, plpd: float) -> None:
-        self.w = {name: p.detach().clone() for name, p in net.named_parameters()}
+        self.w = weights_of(net)
         self.objective, self.destruction, self.margin, self.plpd = objective, destruction, margin, plpd
-        self.optimizer = plain.Momentum(0.01, 0.9)
+        self.optimizer = PlainSGD(self.w, NORM, 0.01, 0.9)
         self.generator = torch.Generator().manual_seed(7)
         self.events: list[tuple[int, int]] = []  # survive the first stage, and both
-
-    def at(self, values: list[Tensor]) -> plain.Weights:
-        return {**self.w, **dict(zip(NAMES, values, strict=True))}
 
     def destroy(self, x: Tensor) -> list[Tensor]:
         if self.destruction == "occlusion":
@@ -73,24 +69,21 @@ class PlainDeYO:
         return [plain_shuffle(image, order, grid) for image, order in zip(x, orders, strict=True)]
 
     def step(self, x: Tensor) -> Tensor:
-        here = [self.w[name].clone().requires_grad_() for name in NAMES]
-        z = plain.logits(self.at(here), x)
+        leaves = self.optimizer.leaves()
+        z = classify(leaves, x)
         destroyed = self.destroy(x)
-        losses = self.objective(z)
-        h = [float(plain.entropy(sample.detach())) for sample in z]
+        losses, h = self.objective(z), entropy(z).tolist()
         first = [n for n in range(len(x)) if h[n] < self.margin * LN_C]
-        kept, weighted = [], list(losses)
-        after = list(plain.logits(self.w, torch.stack([destroyed[n] for n in first]))) if first else []
+        kept = []
+        after = list(classify(self.w, torch.stack([destroyed[n] for n in first]))) if first else []
         for n, other in zip(first, after, strict=True):
-            p = plain.probabilities(z[n].detach()).tolist()
+            p = soft(z[n]).tolist()
             label = p.index(max(p))
-            drop = p[label] - float(plain.probabilities(other)[label])
+            drop = p[label] - float(soft(other)[label])
             if drop > self.plpd:
-                kept.append(n)
-                weighted[n] = (math.exp(0.4 * LN_C - h[n]) + math.exp(drop)) * losses[n]
+                kept.append((math.exp(0.4 * LN_C - h[n]) + math.exp(drop)) * losses[n])
         if kept:
-            here = self.optimizer.step(here, plain.mean_gradient(weighted, kept, here))
-        self.w = self.at([p.detach() for p in here])
+            self.optimizer.step(sum(kept[1:], kept[0]) / len(kept), leaves)
         self.events.append((len(first), len(kept)))
         return z.detach()
 
@@ -113,7 +106,7 @@ def images(seed: int = 0, n: int = 8) -> Tensor:
 
 
 def weights(method: DeYO) -> Tensor:
-    return torch.cat([method.backbone.get_parameter(name).detach() for name in NAMES])
+    return torch.cat([method.backbone.get_parameter(name).detach() for name in NORM])
 
 
 @pytest.mark.parametrize("adadem", [False, True], ids=["EM", "AdaDEM"])
@@ -121,10 +114,10 @@ def weights(method: DeYO) -> Tensor:
 def test_follows_the_plain_formulas_for_several_steps(destruction: str, adadem: bool) -> None:
     kwargs: dict[str, Any] = {"destruction": destruction, "margin": 0.4, "plpd": 0.3}
     method = make(objective=AdaDEM() if adadem else EM(), **kwargs)
-    reference = PlainDeYO(small_net("batch").double(), plain.AdaDEM() if adadem else plain.Entropy(), **kwargs)
+    reference = PlainDeYO(small_net("batch").double(), PlainAdaDEM() if adadem else entropy, **kwargs)
     for seed in (5, 0, 1, 2, 3, 4, 6, 7, 8, 9):
         torch.testing.assert_close(method(images(seed)), reference.step(images(seed)), rtol=1e-6, atol=1e-9)
-        expected = torch.cat([reference.w[name] for name in NAMES])
+        expected = torch.cat([reference.w[name] for name in NORM])
         torch.testing.assert_close(weights(method), expected, rtol=1e-6, atol=1e-9)
         assert int(method.diagnostics["used"]) == reference.events[-1][1]
     happened = {name for name, happens in EVENTS.items() if happens(reference.events)}

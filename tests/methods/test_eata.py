@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import SmallNet, small_net
-from plain_eta import NAMES, PlainETA, plain_fisher, varied_images
+from backbones_for_tests import SmallNet, small_net, varied_images
+from plain import NORM, weights_of
+from plain_eta import PlainETA, plain_fisher
 from tta.methods import EATA, ETA, Method, ParameterChoice
 from tta.methods.fisher import fisher_information
 from tta.objectives import EM
@@ -42,7 +43,7 @@ def eata(net: nn.Module, images: CleanImages, **options: Any) -> EATA:
 
 def distance(method: Method, net: nn.Module) -> float:
     """How far adapted parameters are from those of the source, squared."""
-    return sum(float((method.backbone.get_parameter(n) - net.get_parameter(n)).detach().square().sum()) for n in NAMES)
+    return sum(float((method.backbone.get_parameter(n) - net.get_parameter(n)).detach().square().sum()) for n in NORM)
 
 
 def model() -> SmallNet:
@@ -50,7 +51,7 @@ def model() -> SmallNet:
     net = small_net("batch").double().train()
     net.dropout.eval()
     for name, p in net.named_parameters():
-        p.requires_grad_(name in NAMES)
+        p.requires_grad_(name in NORM)
     return net
 
 
@@ -64,9 +65,7 @@ def test_follows_the_plain_formulas(tmp_path: Path) -> None:
     batches.insert(3, batches[0].mean((0, 2, 3), keepdim=True).expand_as(batches[0]) + 1e-3 * batches[0])
     for batch in batches:
         np.testing.assert_allclose(ours(batch).numpy(), plain.step(batch).numpy(), rtol=1e-6, atol=1e-9)
-        parameters = dict(ours.backbone.named_parameters())
-        for name, theta in zip(NAMES, plain.theta, strict=True):
-            np.testing.assert_allclose(parameters[name].detach().numpy(), theta.numpy(), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(weights_of(ours.backbone), plain.weights, rtol=1e-6, atol=1e-9)
         free(batch)
     kept = [kept for _, _, kept in plain.dropped]
     assert 0 in kept
@@ -78,13 +77,13 @@ def test_the_fisher_information_is_of_batch_means_on_the_models_own_predictions(
     images = clean(tmp_path, count=20)
     assert [len(batch) for batch in images] == [8, 8, 4]
     found = fisher_information(model(), images)
-    expected = plain_fisher(small_net("batch"), [batch.double() / 255 for batch in images])
-    assert list(found) == NAMES
-    for ours, plain in zip(found.values(), expected, strict=True):
-        np.testing.assert_allclose(ours.numpy(), plain.numpy(), rtol=1e-6)
+    expected = plain_fisher(small_net("batch").double(), [batch.double() / 255 for batch in images])
+    assert list(found) == NORM
+    for name, ours in found.items():
+        np.testing.assert_allclose(ours.numpy(), expected[name].numpy(), rtol=1e-6)
     # A squared gradient of each sample, as a Fisher information would have it, is another thing.
-    for_samples = plain_fisher(small_net("batch"), [batch.double()[None, 0] / 255 for batch in images])
-    assert not np.allclose(for_samples[0].numpy(), expected[0].numpy(), rtol=0.1)
+    for_samples = plain_fisher(small_net("batch").double(), [batch.double()[None, 0] / 255 for batch in images])
+    assert not np.allclose(for_samples[NORM[0]].numpy(), expected[NORM[0]].numpy(), rtol=0.1)
 
 
 def test_with_nothing_selected_the_regulariser_does_not_act(tmp_path: Path) -> None:

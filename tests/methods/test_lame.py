@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import CLASSES, small_net, some_images
-from plain_small_net import batch_statistics, forward, source_statistics, weights
+from plain import forward, mixed, running_of, weights_of
 from tta.methods import LAME, BNAdapt, Source
 from tta.methods.lame import AFFINITIES, assign
 
@@ -64,12 +64,13 @@ def plain_lame(logits: np.ndarray, w: np.ndarray, max_steps: int) -> tuple[np.nd
 @pytest.mark.parametrize("batch", [False, True], ids=["source statistics", "batch statistics"])
 @pytest.mark.parametrize(("affinity", "neighbours"), [("rbf", 5), ("rbf", 2), ("knn", 5), ("knn", 1), ("linear", 5)])
 def test_follows_the_plain_formulas_for_several_batches(affinity: str, neighbours: int, batch: bool) -> None:
-    method = LAME(small_net("batch").double(), affinity, neighbours, batch_statistics=batch)
-    w = weights(small_net("batch"))
+    net = small_net("batch").double()
+    method = LAME(net, affinity, neighbours, batch_statistics=batch)
+    w, statistics = weights_of(net), mixed(running_of(net), share=batch)
     iterations = []
     for seed, size in enumerate((8, 8, 3, 12)):  # of three images, fewer than five others are there
         images = some_images(size, seed).double()
-        logits, features = forward(w, images, (lambda _, h: batch_statistics(h)) if batch else source_statistics(w))
+        logits, features = forward(w, images, statistics)
         expected, count = plain_lame(logits.numpy(), plain_affinity(features.numpy(), affinity, neighbours), 100)
         iterations.append(count)
         np.testing.assert_allclose(method(images).exp().numpy(), expected, rtol=1e-6, atol=1e-9)
@@ -78,10 +79,9 @@ def test_follows_the_plain_formulas_for_several_batches(affinity: str, neighbour
 
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 4])
 def test_follows_the_plain_formulas_where_the_iterations_end_first(max_steps: int) -> None:
-    method = LAME(small_net("batch").double(), max_steps=max_steps)
-    w = weights(small_net("batch"))
-    images = some_images().double()
-    logits, features = forward(w, images, source_statistics(w))
+    net, images = small_net("batch").double(), some_images().double()
+    method = LAME(net, max_steps=max_steps)
+    logits, features = forward(weights_of(net), images, mixed(running_of(net), share=0))
     expected, count = plain_lame(logits.numpy(), plain_affinity(features.numpy(), "rbf", 5), max_steps)
     assert count == max_steps
     np.testing.assert_allclose(method(images).exp().numpy(), expected, rtol=1e-6, atol=1e-9)

@@ -13,84 +13,71 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
-from plain_small_net import batch_statistics, forward, weights
+from plain import NORM, PlainSGD, Weights, classify, gradients, mixed, running_of, soft, weights_of
 from tta.cli import CONFIGS
 from tta.methods import MEMO, ParameterChoice, Source
 from tta.methods.memo import augmentation, augmented_copies, marginal_entropy
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05)
-Update = Callable[[dict[str, Tensor], dict[str, Tensor], int], None]
+
+
+class PlainAdam(PlainSGD):
+    """Adam, whose moments begin at nothing."""
+
+    def __init__(self, weights: Weights, names: list[str]) -> None:
+        super().__init__(weights, names, lr=0.01, momentum=0.9)
+        self.squares, self.t = dict(self.velocity), 0
+
+    def step(self, loss: Tensor, leaves: Weights) -> None:
+        self.t += 1
+        for name, g in gradients(loss, leaves, self.names).items():
+            self.velocity[name] = 0.9 * self.velocity[name] + 0.1 * g
+            self.squares[name] = 0.999 * self.squares[name] + 0.001 * g**2
+            first, second = self.velocity[name] / (1 - 0.9**self.t), self.squares[name] / (1 - 0.999**self.t)
+            self.weights[name] = self.weights[name] - self.lr * first / (second.sqrt() + 1e-8)
 
 
 class PlainMemo:
-    """One image after another, each from the source weights."""
+    """One image after another, each from the source weights and with an optimizer that knows of no other."""
 
-    def __init__(self, net: SmallNet, update: Update, prior: float | None, steps: int, copies: int, seed: int) -> None:
-        self.source = weights(net)
-        self.names = [name for name, _ in net.named_parameters()]
-        self.update, self.prior, self.steps, self.copies = update, prior, steps, copies
+    def __init__(
+        self, net: SmallNet, optimizer: Callable[..., PlainSGD], prior: float | None, steps: int, copies: int, seed: int
+    ) -> None:
+        self.source, self.optimizer, self.steps, self.copies = weights_of(net), optimizer, steps, copies
+        self.statistics = mixed(running_of(net), share=0 if prior is None else 1 / (prior + 1))
         self.generator = torch.Generator().manual_seed(seed)
-
-    def logits(self, w: dict[str, Tensor], images: Tensor) -> Tensor:
-        def mixture(layer: str, h: Tensor) -> tuple[Tensor, Tensor]:
-            source = w[f"{layer}.running_mean"], w[f"{layer}.running_var"]
-            if self.prior is None:
-                return source
-            mean, var = batch_statistics(h)
-            n = self.prior
-            return (n * source[0] + mean) / (n + 1), (n * source[1] + var) / (n + 1)
-
-        return forward(w, images, mixture)[0]
 
     def step(self, images: Tensor) -> tuple[Tensor, float]:
         rows, losses = [], []
         for image in images:
             w = dict(self.source)
-            for t in range(self.steps):
-                views = augmented_copies(image, self.copies, self.generator)
-                theta = {name: w[name].clone().requires_grad_() for name in self.names}
-                z = self.logits({**w, **theta}, views)
-                mean = torch.stack([row.exp() / row.exp().sum() for row in z]).sum(0) / self.copies
+            optimizer = self.optimizer(w, list(w))
+            for _ in range(self.steps):
+                leaves = optimizer.leaves()
+                z = classify(leaves, augmented_copies(image, self.copies, self.generator), self.statistics)
+                mean = soft(z).sum(0) / self.copies
                 loss = -(mean * mean.log()).sum()
-                gradients = torch.autograd.grad(loss, list(theta.values()))
-                self.update(w, dict(zip(self.names, gradients, strict=True)), t)
+                optimizer.step(loss, leaves)
             losses.append(float(loss.detach()))
-            rows.append(self.logits(w, image[None])[0])
+            rows.append(classify(w, image[None], self.statistics)[0])
         return torch.stack(rows), sum(losses) / len(losses)
 
 
-def plain_sgd(w: dict[str, Tensor], gradients: dict[str, Tensor], t: int) -> None:
-    for name, gradient in gradients.items():
-        w[name] = w[name] - 0.05 * gradient
-
-
-def plain_adam() -> Update:
-    """Adam with its moments begun anew for every image."""
-    m: dict[str, Tensor] = {}
-    v: dict[str, Tensor] = {}
-
-    def update(w: dict[str, Tensor], gradients: dict[str, Tensor], t: int) -> None:
-        for name, g in gradients.items():
-            m[name] = 0.1 * g + (0.9 * m[name] if t else 0)
-            v[name] = 0.001 * g**2 + (0.999 * v[name] if t else 0)
-            first, second = m[name] / (1 - 0.9 ** (t + 1)), v[name] / (1 - 0.999 ** (t + 1))
-            w[name] = w[name] - 0.01 * first / (second.sqrt() + 1e-8)
-
-    return update
-
-
 @pytest.mark.parametrize(
-    ("optimizer", "update"),
-    [(sgd, plain_sgd), (functools.partial(torch.optim.Adam, lr=0.01), plain_adam())],
+    ("optimizer", "plain_optimizer"),
+    [
+        (sgd, functools.partial(PlainSGD, lr=0.05, momentum=0.0)),
+        (functools.partial(torch.optim.Adam, lr=0.01), PlainAdam),
+    ],
     ids=["SGD", "Adam"],
 )
 @pytest.mark.parametrize(("prior", "steps"), [(16, 1), (16, 3), (0, 1), (None, 2), (2.5, 1)])
 def test_follows_the_plain_formulas_for_several_batches(
-    optimizer: Any, update: Update, prior: float | None, steps: int
+    optimizer: Any, plain_optimizer: Callable[..., PlainSGD], prior: float | None, steps: int
 ) -> None:
     net = small_net("batch").double()
     method = MEMO(net, optimizer, augmentations=4, prior=prior, steps=steps, seed=3)
-    plain = PlainMemo(net, update, prior, steps, copies=4, seed=3)
+    plain = PlainMemo(net, plain_optimizer, prior, steps, copies=4, seed=3)
     for seed, size in enumerate((2, 1, 3, 2)):
         images = some_images(size, seed).double()
         logits, loss = plain.step(images)
@@ -138,9 +125,7 @@ def test_all_parameters_adapt_and_fewer_if_so_chosen() -> None:
     adapted = [name for name, p in MEMO(net, sgd).backbone.named_parameters() if p.requires_grad]
     assert adapted == [name for name, _ in net.named_parameters()]
     few = MEMO(net, sgd, ParameterChoice("norm")).backbone
-    assert [name for name, p in few.named_parameters() if p.requires_grad] == [
-        f"body.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")
-    ]
+    assert [name for name, p in few.named_parameters() if p.requires_grad] == NORM
 
 
 def test_marginal_entropy_is_that_of_the_mean_prediction() -> None:

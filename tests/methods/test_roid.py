@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import SmallNet, small_net, some_images
-from plain_net import PlainSGD, classify, soft, weights_of
+from plain import NORM, PlainSGD, classify, soft, weights_of
 from tta.methods import ROID, BNAdapt
 from tta.methods import roid as roid_module
 from tta.methods.augment import augment
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-NORM = [f"body.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")]
 
 
 def dot(a: list[float], b: list[float]) -> float:

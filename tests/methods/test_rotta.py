@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backbones_for_tests import SmallNet, small_net, some_images
-from plain_net import PlainSGD, Weights, channels, classify, soft, weights_of
+from plain import NORM, Moments, PlainSGD, Weights, classify, mixed, running_of, soft, weights_of
 from tta.methods import RoTTA, Source
 from tta.methods import rotta as rotta_module
 from tta.methods.batchnorm import MixedBatchNorm, mix_statistics, running_statistics
 from tta.methods.memory import Memory
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-NORM = [f"body.{layer}.{kind}" for layer in (1, 4) for kind in ("weight", "bias")]
 
 
 def strong(x: Tensor) -> Tensor:
@@ -76,22 +75,15 @@ class PlainNetwork:
     """Weights, and running statistics that a forward in training mixes with the batch's and keeps."""
 
     def __init__(self, net: SmallNet) -> None:
-        self.weights = weights_of(net)
-        self.running = {
-            layer: [net.get_buffer(f"{layer}.running_mean").clone(), net.get_buffer(f"{layer}.running_var").clone()]
-            for layer in ("body.1", "body.4")
-        }
+        self.weights, self.running = weights_of(net), running_of(net)
 
     def forward(self, weights: Weights, x: Tensor, training: bool) -> Tensor:
-        def normalise(layer: str, h: Tensor) -> Tensor:
-            mean, var = self.running[layer]
-            if training:
-                mean = 0.95 * mean + 0.05 * h.mean((0, 2, 3))
-                var = 0.95 * var + 0.05 * (h - channels(h.mean((0, 2, 3)))).square().mean((0, 2, 3))
-                self.running[layer] = [mean.detach(), var.detach()]
-            return (h - channels(mean)) / (channels(var) + 1e-5).sqrt()
+        def statistics(layer: str, h: Tensor) -> Moments:
+            mean, var = mixed(self.running, 0.05 if training else 0.0)(layer, h)
+            self.running[layer] = mean.detach(), var.detach()
+            return mean, var
 
-        return classify(weights, x, normalise)
+        return classify(weights, x, statistics)
 
 
 class PlainRoTTA:
@@ -138,9 +130,7 @@ def rotta(net: SmallNet, **kwargs: Any) -> RoTTA:
 def assert_alike(method: RoTTA, plain: PlainRoTTA) -> None:
     for module, network in ((method.backbone, plain.student), (method.teacher, plain.teacher)):
         torch.testing.assert_close(weights_of(module), network.weights, rtol=1e-6, atol=1e-9)
-        for layer, (mean, var) in network.running.items():
-            torch.testing.assert_close(module.get_buffer(f"{layer}.running_mean"), mean, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(module.get_buffer(f"{layer}.running_var"), var, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(running_of(module), network.running, rtol=1e-6, atol=1e-9)
     held = [[label, u, age] for label, items in enumerate(plain.memory.lists) for _, u, age in items]
     np.testing.assert_allclose(sorted(method.entries.tolist()), sorted(held), rtol=1e-6)
     images = {tuple(image.flatten().tolist()) for image in method.images[: len(held)]}

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import plain
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
 from device_questions import DeviceQuestions
+from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, gradients, weights_of
 from tta.backbones import Backbone
 from tta.cli import CONFIGS
 from tta.methods import SAR, BNAdapt
@@ -27,45 +27,42 @@ from tta.methods.updates import ascended, forget_where
 from tta.objectives import EM, AdaDEM, Objective
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-NAMES = ["body.1.weight", "body.1.bias", "body.4.weight", "body.4.bias"]
 LN_C = math.log(CLASSES)
 
 
 class PlainSAR:
-    """SAR on ``SmallNet("batch")`` with Python's own lists, floats and loops over samples."""
+    """SAR on ``SmallNet("batch")``, with lists of the samples that each filter chooses."""
 
     def __init__(self, net: SmallNet, objective: Any, margin: float, rho: float, recovery: float, quirks: bool) -> None:
-        self.w = {name: p.detach().clone() for name, p in net.named_parameters()}
-        self.start = dict(self.w)
+        self.w, self.start = weights_of(net), weights_of(net)
         self.fresh, self.objective = objective, objective()
         self.margin, self.rho, self.recovery, self.quirks = margin, rho, recovery, quirks
-        self.optimizer = plain.Momentum(0.05, 0.9)
+        self.optimizer = PlainSGD(self.w, NORM, 0.05, 0.9)
         self.average: float | None = None
         self.events: list[tuple[int, int, bool]] = []  # chosen by the first filter, by both, recovered
         self.late = 0  # chosen by the second filter alone
 
-    def at(self, values: list[Tensor]) -> plain.Weights:
-        return {**self.w, **dict(zip(NAMES, values, strict=True))}
+    def loss(self, z: Tensor, chosen: list[int]) -> Tensor:
+        """Mean over the chosen samples, nothing if there are none."""
+        return self.objective(z)[chosen].sum() / max(len(chosen), 1)
 
     def step(self, x: Tensor) -> Tensor:
-        here = [self.w[name].clone().requires_grad_() for name in NAMES]
-        z = plain.logits(self.at(here), x)
-        first = [n for n in range(len(x)) if float(plain.entropy(z[n].detach())) < self.margin * LN_C]
-        gradients = plain.mean_gradient(self.objective(z), first, here)
-        length = plain.norm_length(gradients)
-        up = [
-            (p + self.rho * g / (length + 1e-12)).detach().requires_grad_()
-            for p, g in zip(here, gradients, strict=True)
-        ]
-        z2 = plain.logits(self.at(up), x)
-        entropies = [float(plain.entropy(sample.detach())) for sample in z2]
-        second = [n for n in range(len(x)) if entropies[n] < self.margin * LN_C]
+        here = self.optimizer.leaves()
+        z = classify(here, x)
+        first = [n for n, h in enumerate(entropy(z).tolist()) if h < self.margin * LN_C]
+        slope = gradients(self.loss(z, first), here, NORM)
+        length = math.sqrt(sum(float(value) ** 2 for g in slope.values() for value in g))
+        up = here | {
+            name: (here[name] + self.rho * g / (length + 1e-12)).detach().requires_grad_() for name, g in slope.items()
+        }
+        z2 = classify(up, x)
+        entropies = entropy(z2).tolist()
+        second = [n for n, h in enumerate(entropies) if h < self.margin * LN_C]
         both = [n for n in first if n in second]
         self.late += len(second) - len(both)
-        gradients = plain.mean_gradient(self.objective(z2), both, up)
+        loss = self.loss(z2, both)
         if both or self.quirks:
-            here = self.optimizer.step(here, gradients)
-        self.w = self.at([p.detach() for p in here])
+            self.optimizer.step(loss, up)
         self.watch([entropies[n] for n in both])
         self.events.append((len(first), len(both), self.recovered))
         return z.detach()
@@ -76,9 +73,10 @@ class PlainSAR:
             self.average = mean if self.average is None else 0.9 * self.average + 0.1 * mean
         self.recovered = self.average is not None and self.average < self.recovery
         if self.recovered:
-            self.w, self.objective = dict(self.start), self.fresh()
+            self.w.update(self.start)
+            self.objective = self.fresh()
             if not self.quirks:
-                self.average, self.optimizer.velocity = None, None
+                self.average, self.optimizer = None, PlainSGD(self.w, NORM, 0.05, 0.9)
 
 
 EVENTS: dict[str, Callable[[list[tuple[int, int, bool]]], bool]] = {
@@ -121,12 +119,11 @@ def velocity(method: SAR) -> Tensor:
 def test_follows_the_plain_formulas_for_several_steps(setting: str, adadem: bool) -> None:
     kwargs, quirks, must_happen = SETTINGS[setting]
     method = make(objective=AdaDEM() if adadem else EM(), official_quirks=quirks, **kwargs)
-    reference = PlainSAR(
-        small_net("batch").double(), plain.AdaDEM if adadem else plain.Entropy, **kwargs, quirks=quirks
-    )
+    objective = PlainAdaDEM if adadem else lambda: entropy
+    reference = PlainSAR(small_net("batch").double(), objective, **kwargs, quirks=quirks)
     for seed in range(10):
         torch.testing.assert_close(method(images(seed)), reference.step(images(seed)), rtol=1e-6, atol=1e-9)
-        expected = torch.cat([reference.w[name] for name in NAMES])
+        expected = torch.cat([reference.w[name] for name in NORM])
         torch.testing.assert_close(weights(method), expected, rtol=1e-6, atol=1e-9)
         average = math.nan if reference.average is None else reference.average
         assert float(method.average) == pytest.approx(average, rel=1e-6, nan_ok=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import CLASSES, small_net, some_images
-from plain_small_net import batch_statistics, forward, source_statistics, weights
+from plain import forward, mixed, running_of, weights_of
 from tta.methods import T3A
 
 
@@ -46,13 +46,14 @@ class PlainT3A:
 @pytest.mark.parametrize("batch", [False, True], ids=["source statistics", "batch statistics"])
 @pytest.mark.parametrize("limit", [1, 2, 5, 100, None])
 def test_follows_the_plain_formulas_for_several_batches(limit: int | None, batch: bool) -> None:
-    method = T3A(small_net("batch").double(), limit, batch_statistics=batch)
-    w = weights(small_net("batch"))
+    net = small_net("batch").double()
+    method = T3A(net, limit, batch_statistics=batch)
+    w, statistics = weights_of(net), mixed(running_of(net), share=batch)
     plain = PlainT3A(w["head.weight"].numpy(), w["head.bias"].numpy(), limit)
     dropped = 0
     for seed, size in enumerate((8, 3, 8, 12, 2, 8)):
         images = some_images(size, seed).double()
-        logits, features = forward(w, images, (lambda _, h: batch_statistics(h)) if batch else source_statistics(w))
+        logits, features = forward(w, images, statistics)
         before = sum(map(len, plain.classes))
         expected = plain.step(features.numpy(), logits.numpy())
         np.testing.assert_allclose(method(images).numpy(), expected, rtol=1e-6, atol=1e-9)
