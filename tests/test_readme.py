@@ -92,4 +92,5 @@ def test_tables_are_those_of_the_documents() -> None:
         made = (ROOT / "docs" / f"{name}.md").read_text()
         assert shown
         assert shown in made
-        assert re.search(r"^Runs: `tta .*`; (\d{4}-\d\d-\d\d(, )?)+; torch ", made, re.MULTILINE)  # the command and the date
+        # The commands and their dates.
+        assert re.search(r"^Runs: `tta .*`; (\d{4}-\d\d-\d\d(, )?)+; torch ", made, re.MULTILINE)
