@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from tta.compare import find_runs, main, table
+from tta.figures import _stretches
 
 
 def write_run(folder: Path, method: str, seed: int, accuracies: dict[str, float], **changes: Any) -> None:
@@ -130,3 +132,59 @@ def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
         main([str(tmp_path)])
     with pytest.raises(SystemExit, match="there is no folder"):
         main([str(tmp_path / "nowhere")])
+
+
+def write_visits(folder: Path, visits: list[tuple[str, int, int, float]]) -> Path:
+    """A finished run whose visits are (domain, severity, visit, accuracy), of two batches each."""
+    folder.mkdir(parents=True)
+    domains = [{"domain": d, "severity": s, "visit": v, "n": 100, "accuracy": a} for d, s, v, a in visits]
+    config: dict[str, Any] = {"model": {}, "stream": {"batch_size": 50}, "scenario": {"rounds": 2}}
+    config |= {"method": {"_target_": "x"}, "seed": 0, "precision": "fp32"}
+    summary: dict[str, Any] = {
+        "accuracy": float(np.mean([v[-1] for v in visits])),
+        "domains": domains,
+        "weights": "w",
+        "data": "d",
+    }
+    summary |= {"choices": {"method": "tent"}, "normalization": None, "command": ["tta"], "date": "2026-01-01T"}
+    summary |= {"packages": {"torch": "2"}, "device": "cpu", "config": config}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = ["step,domain,severity,visit,n,domain_accuracy"]
+    lines += [f"{2 * i + k},{d},{s},{v},50,{a}" for i, (d, s, v, a) in enumerate(visits) for k in (0, 1)]
+    (folder / "batches.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_compare_shows_rounds_as_visits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    visits = [("fog", 5, 1, 0.8), ("snow", 5, 1, 0.6), ("fog", 5, 2, 0.4), ("snow", 5, 2, 0.1)]
+    write_visits(tmp_path / "a", visits)
+    (row,) = table(find_runs([tmp_path])).to_dict("records")
+    assert {k: v for k, v in row.items() if k not in ("std", "seeds")} == pytest.approx(
+        {"fog": 60, "snow": 35, "visit 1": 70, "visit 2": 25, "mean": 47.5}
+    )
+    main([str(tmp_path)])
+    assert "rounds=2" in capsys.readouterr().out
+    assert "| visit 2 | **25.0** |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_compare_shows_severities_of_a_gradual_run(tmp_path: Path) -> None:
+    levels = [(1, 1, 0.9), (2, 1, 0.7), (1, 2, 0.5)]
+    write_visits(
+        tmp_path / "a", [("fog", s, v, a) for s, v, a in levels] + [("snow", s, v, a / 2) for s, v, a in levels]
+    )
+    (row,) = table(find_runs([tmp_path])).to_dict("records")
+    assert {k: v for k, v in row.items() if k not in ("std", "seeds")} == pytest.approx(
+        {"fog": 70, "snow": 35, "severity 1": 52.5, "severity 2": 52.5, "mean": 52.5}
+    )
+
+
+def test_compare_draws_many_visits(tmp_path: Path) -> None:
+    visits = [(name, 5, visit, 0.5) for visit in range(1, 31) for name in ("fog", "snow")]
+    run = find_runs([write_visits(tmp_path / "a", visits)])[0]
+    places = run.batches().set_index("step")
+    end = places["n"].cumsum()
+    assert _stretches(places, end) == [(200.0 * k, f"visit {k}") for k in range(1, 31)]
+    few = places.iloc[:8]
+    assert [name for _, name in _stretches(few, end[:8])] == ["fog", "snow", "fog", "snow"]
+    main([str(tmp_path)])
+    assert (tmp_path / "comparison.png").is_file()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from tta.figures import plot_learning_rates, plot_online_accuracy
 from tta.runs import determinants
 
 if TYPE_CHECKING:
@@ -60,15 +63,24 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Stream, scenario and model, for a person."""
-        choices = self.summary["choices"]
-        return ", ".join(choices.get(group, "custom") for group in ("stream", "scenario", "model"))
+        """Stream, scenario with its options, and model, for a person."""
+        stream, scenario, model = (
+            self.summary["choices"].get(group, "custom") for group in ("stream", "scenario", "model")
+        )
+        options = determinants(self.summary["config"])["scenario"]
+        words = ", ".join(f"{key}={_word(value)}" for key, value in options.items() if key != "_target_")
+        return f"{stream}, {scenario}{f' ({words})' if words else ''}, {model}"
 
     def batches(self) -> pd.DataFrame:
         """Read ``batches.csv``."""
         import pandas as pd
 
         return pd.read_csv(self.path / "batches.csv")
+
+
+def _word(value: Any) -> str:
+    """Write a value as one writes it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def find_runs(places: Iterable[Path]) -> list[Run]:
@@ -109,27 +121,39 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Accuracies in per cent: a row for each method (worst mean first), a column for each domain, ``mean``, ``std``.
+    """Accuracies in per cent: a row for each method (worst mean first), columns as ``accuracies`` has them, ``std``.
 
     Runs of one label are seeds of one row; ``std`` is the sample standard deviation of their means.
     """
     import pandas as pd
 
-    records = [
-        {
-            "method": run.label,
-            "seed": run.summary["config"]["seed"],
-            **{domain["domain"]: 100 * domain["accuracy"] for domain in run.summary["domains"]},
-            "mean": 100 * run.summary["accuracy"],
-        }
-        for run in runs
-    ]
+    records = [{"method": run.label, "seed": run.summary["config"]["seed"], **accuracies(run.summary)} for run in runs]
     frame = pd.DataFrame(records).drop_duplicates(["method", "seed"], keep="last")
     groups = frame.groupby("method", sort=False)
     result = groups.mean().drop(columns="seed")
     result["std"] = groups["mean"].std()
     result["seeds"] = groups.size()
     return result.sort_values("mean", kind="stable")
+
+
+def accuracies(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracies of a run in per cent: of each domain by its name, and the ``mean``.
+
+    A domain that comes more than once has the mean over its severities and visits. ``severity 1`` ..., if a domain has
+    several, are means over domains; ``visit 1`` ..., if all come equally often, over what comes in each round.
+    """
+    visits = summary["domains"]
+    conditions = Counter((visit["domain"], visit["severity"]) for visit in visits)
+    parts: dict[str, list[float]] = {}
+    for visit in visits:
+        parts.setdefault(visit["domain"], []).append(100 * visit["accuracy"])
+    told = ["severity"] if len(conditions) > len(parts) else []
+    if len(set(conditions.values())) == 1 and len(visits) > len(conditions):
+        told.append("visit")
+    for key in told:
+        for visit in sorted(visits, key=lambda visit: visit[key]):
+            parts.setdefault(f"{key} {visit[key]}", []).append(100 * visit["accuracy"])
+    return {name: fmean(values) for name, values in parts.items()} | {"mean": 100 * summary["accuracy"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,7 +185,7 @@ def _report(runs: Sequence[Run], stem: Path) -> None:
     plot_online_accuracy(runs, frame.index, files["png"])
     if len({run.lr for run in runs} - {None}) > 1:
         files["lr"] = stem.with_name(f"{stem.name}-lr.png")
-        plot_learning_rates(runs, frame, files["lr"])
+        plot_learning_rates(_rates(runs), frame, files["lr"])
     print("written: " + ", ".join(map(str, files.values())))
 
 
@@ -260,72 +284,3 @@ def _markdown(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
         f"Runs: {_origin(runs)}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def plot_online_accuracy(runs: Sequence[Run], labels: Iterable[Any], file: Path) -> None:
-    """Draw the online accuracy within each domain, along the stream; a line for each label, the mean over its seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-    import pandas as pd
-
-    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
-    labels = list(labels)
-    if len(labels) > 10:  # more than the usual colours, which would come again
-        axes.set_prop_cycle(color=plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(labels))))
-    domains: list[tuple[float, str]] = []
-    for label in labels:
-        curves = pd.concat([run.batches() for run in runs if run.label == label]).groupby("step", sort=True)
-        curve = curves[["n", "domain_accuracy"]].mean()
-        curve["domain"] = curves["domain"].first()
-        end = curve["n"].cumsum()
-        visit = (curve["domain"] != curve["domain"].shift()).cumsum()
-        color = None
-        for _, part in curve.groupby(visit):
-            (line,) = axes.plot(
-                end[part.index], 100 * part["domain_accuracy"], color=color, label=label if color is None else None
-            )
-            color = line.get_color()
-        domains = [(float(end[part.index[-1]]), str(part["domain"].iloc[0])) for _, part in curve.groupby(visit)]
-    start = 0.0
-    for stop, name in domains:
-        axes.axvline(stop, color="0.85", linewidth=0.8, zorder=0)
-        axes.text(
-            (start + stop) / 2, 1.01, name, rotation=40, ha="left", va="bottom", transform=axes.get_xaxis_transform()
-        )
-        start = stop
-    axes.set(xlabel="images seen", ylabel="online accuracy in the domain (%)", xlim=(0, start))
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-
-
-def plot_learning_rates(runs: Sequence[Run], frame: pd.DataFrame, file: Path) -> None:
-    """Draw accuracy against learning rate, a line for each method with its deviation over seeds.
-
-    Methods without a learning rate are horizontal lines.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for method, labels in _rates(runs).items():
-        if None in labels:
-            axes.axhline(frame["mean"][labels[None]], linestyle="--", color="0.5")
-            axes.text(0.01, frame["mean"][labels[None]], method, va="bottom", transform=axes.get_yaxis_transform())
-            continue
-        places = sorted(rate for rate in labels if rate is not None)
-        chosen = frame.loc[[labels[rate] for rate in places]]
-        axes.errorbar(places, chosen["mean"], yerr=chosen["std"].fillna(0), marker="o", capsize=3, label=method)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="accuracy, mean over domains (%)")
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
