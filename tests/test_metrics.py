@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from device_questions import DeviceQuestions
 from tta.metrics import DomainMetrics
 
 BINS = 15
@@ -46,6 +47,7 @@ def test_figures_are_those_of_the_formulas(n: int, c: int, scale: float) -> None
     assert figures["n"] == n
     assert figures["accuracy"] == pytest.approx((p.argmax(1) == truth).mean())
     assert figures["calibration_error"] == pytest.approx(calibration_error(p, truth), abs=1e-5)
+    assert figures["entropy"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-5)
 
 
 def test_confidence_of_one_belongs_to_the_last_bin() -> None:
@@ -59,14 +61,14 @@ def test_confidence_of_one_belongs_to_the_last_bin() -> None:
 def test_sure_and_right_is_perfectly_calibrated() -> None:
     labels = torch.arange(10)
     assert fed(torch.eye(10) * 200, labels).compute() == pytest.approx(
-        {"n": 10, "accuracy": 1.0, "calibration_error": 0.0}, abs=1e-6
+        {"n": 10, "accuracy": 1.0, "calibration_error": 0.0, "entropy": 0.0}, abs=1e-6
     )
 
 
 def test_how_the_stream_is_cut_into_batches_changes_nothing() -> None:
     logits, labels = logits_and_labels(100, 5, 2.0)
     whole, cut = fed(logits, labels, 100), fed(logits, labels, 7)
-    assert whole.compute() == cut.compute()
+    assert whole.compute() == pytest.approx(cut.compute(), abs=1e-6)
     assert whole.classes() == cut.classes()
 
 
@@ -89,6 +91,34 @@ def test_counts_of_a_batch() -> None:
     assert int(counts.correct) == (p.argmax(1) == labels.numpy()).sum()
     assert float(counts.entropy) == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-5)
     assert bool(counts.finite)
+
+
+def mixture(domains: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits, labels = logits_and_labels(200, 6, 2.0)
+    return logits, labels, torch.randint(domains, (200,), generator=torch.Generator().manual_seed(5))
+
+
+def test_each_image_of_a_mixture_counts_to_its_own_domain() -> None:
+    logits, labels, member = mixture()
+    mixed = DomainMetrics(6, torch.device("cpu"), domains=3)
+    for start in range(0, 200, 32):
+        part = slice(start, start + 32)
+        counts = mixed.update(logits[part], labels[part], member[part])
+        assert int(counts.correct) == int((logits[part].argmax(1) == labels[part]).sum())
+    for number in range(3):
+        mine = member == number
+        alone = fed(logits[mine], labels[mine])
+        assert mixed.images(number) == int(mine.sum())
+        assert mixed.compute(number) == pytest.approx(alone.compute(), abs=1e-6)
+        assert mixed.classes(number) == alone.classes()
+
+
+def test_a_mixture_is_counted_without_waiting_for_the_device() -> None:
+    logits, labels, member = mixture()
+    metrics = DomainMetrics(6, torch.device("cpu"), domains=3)
+    with DeviceQuestions() as questions:
+        metrics.update(logits, labels, member)
+    assert questions.asked == []
 
 
 def test_entropy_of_half_precision_logits_is_that_of_single_precision() -> None:

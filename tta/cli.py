@@ -112,8 +112,11 @@ def run(config: DictConfig) -> Path:
         "config": resolved,
     }
     summary = _record(name, runner, origin)
+    visits = summary["domains"]
+    domains = len({(visit["domain"], visit["severity"]) for visit in visits})
     print(
-        f"{name}: accuracy {100 * summary['accuracy']:.2f} % over {len(summary['domains'])} domain(s), "
+        f"{name}: accuracy {100 * summary['accuracy']:.2f} % over {domains} domain(s), "
+        f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}"
         f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
     )
     return path

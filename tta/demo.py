@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from tta.backbones import Backbone, timm_backbone
-from tta.checks import whole_number
 from tta.corruptions import corrupt
 from tta.paths import atomic_file, cache_dir
 from tta.streams.base import Domain, Stream
-from tta.streams.choices import choose_corruptions
+from tta.streams.choices import choose_corruptions, choose_severities
 from tta.streams.cifar import ArrayImages
 from tta.training import train_source
 
@@ -52,30 +51,31 @@ def split(trained: bool) -> tuple[Tensor, Tensor]:
 
 
 def stream(
-    corruptions: str | Iterable[str] = "benchmark", severity: int = 5, batch_size: int = 50, limit: int | None = None
+    corruptions: str | Iterable[str] = "benchmark",
+    severity: int | Sequence[int] = 5,
+    batch_size: int = 50,
+    limit: int | None = None,
 ) -> Stream:
     """Make the stream of the 3 000 corrupted digits; they are generated on first use and cached.
 
     Args:
         corruptions: see ``choose_corruptions``.
-        severity: 1 to 5.
+        severity: see ``choose_severities``.
         batch_size: see ``Stream``.
         limit: see ``Stream``.
 
     Raises:
         ValueError: for a wrong option.
     """
-    names = choose_corruptions(corruptions)
-    whole_number("stream.severity", severity, 1, 5)
+    names, severities = choose_corruptions(corruptions), choose_severities(severity)
     folder = cache_dir() / f"demo-{_recipe_digest()}"
-    files = {name: folder / f"{name}-{severity}.npy" for name in names}
-    missing = {name: file for name, file in files.items() if not file.is_file()}
+    files = {(name, level): folder / f"{name}-{level}.npy" for name in names for level in severities}
+    missing = {condition: file for condition, file in files.items() if not file.is_file()}
     if missing:
-        _generate(missing, severity)
+        _generate(missing)
     labels = split(trained=False)[1]
-    domains = [
-        Domain(name, severity, labels, ArrayImages(np.load(file, mmap_mode="r"))) for name, file in files.items()
-    ]
+    loaders = {condition: ArrayImages(np.load(file, mmap_mode="r")) for condition, file in files.items()}
+    domains = [Domain(name, level, labels, loaders[name, level]) for name in names for level in severities]
     return Stream(domains, CLASSES, batch_size, limit)
 
 
@@ -93,19 +93,21 @@ def backbone() -> Backbone:
     return model
 
 
-def _generate(files: dict[str, Path], severity: int) -> None:
+def _generate(files: Mapping[tuple[str, int], Path]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
     images = split(trained=False)[0]
     index = torch.arange(len(images))
     console = Console(stderr=True)
-    what = f"demo stream, once: {len(files)} corruptions of {len(images)} digits"
+    severities = len({severity for _, severity in files})
+    times = f" at {severities} severities" if severities > 1 else ""
+    what = f"demo stream, once: {len({name for name, _ in files})} corruptions{times} of {len(images)} digits"
     if not console.is_terminal:
         console.print(what)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=len(files))
-        for name, file in files.items():
+        for (name, severity), file in files.items():
             progress.update(task, description=f"{what}: {name}")
             corrupted = corrupt(images, name, severity, index=index)
             with atomic_file(file) as temporary:

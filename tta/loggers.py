@@ -131,7 +131,8 @@ class Wandb:
 
     def domain(self, row: Mapping[str, Any]) -> None:
         """Log the domain's result under ``domain/``."""
-        self._run.summary[f"domain/{row['domain']}-{row['severity']}/accuracy"] = row["accuracy"]
+        visit = f"-visit{row['visit']}" if row["visit"] > 1 else ""
+        self._run.summary[f"domain/{row['domain']}-{row['severity']}{visit}/accuracy"] = row["accuracy"]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put the run's figures into the wandb summary."""

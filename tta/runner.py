@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from tta.loggers import Logger
 from tta.methods.base import Method, batch_too_small
 from tta.metrics import DomainMetrics
 from tta.runs import RunDirectory
-from tta.streams import Scenario, Stream
+from tta.streams import Batch, Scenario, Stream, Visit
+from tta.streams.base import place_of
 
 READ_EVERY = {"cpu": 1, "cuda": 16}
 """Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""
@@ -76,12 +77,12 @@ class Runner:
         try:
             for batch in self.stream.batches(self._plan, pin_memory=self.device.type == "cuda"):
                 if batch.starts_domain:
-                    recorder.start_domain(batch.domain, batch.severity)
+                    recorder.start_domain(batch.visits)
                 if batch.reset:
                     self.method.reset()
                 recorder.skip(batch.skipped)
                 if len(batch.index):
-                    recorder.add(self._predict(batch.images), batch.labels, self.method.diagnostics)
+                    recorder.add(self._predict(batch.images), batch, self.method.diagnostics)
             recorder.end_domain()
         finally:
             # Rows whose figures can still be had are kept, also when the run is interrupted.
@@ -135,25 +136,28 @@ class _Recorder:
         self.pending: list[_Pending] = []
         self.metrics: DomainMetrics | None = None
 
-    def start_domain(self, name: str, severity: int) -> None:
-        """End the domain before, if any, and begin another."""
+    def start_domain(self, visits: Sequence[Visit]) -> None:
+        """End the domain before, if any, and begin another, or several that are mixed together."""
         self.end_domain()
-        self.place = {"domain": name, "severity": severity}
-        self.metrics = DomainMetrics(self.num_classes, self.device)
+        self.visits = visits
+        self.place = place_of(visits)
+        self.metrics = DomainMetrics(self.num_classes, self.device, len(visits))
         self.domain_count = _Count()
-        self.domain_entropy = 0.0  # summed over images
-        self.domain_skipped = 0
+        self.domain_skipped = [0] * len(visits)
         self.domain_began = time.perf_counter()
 
-    def skip(self, images: Sequence[str]) -> None:
+    def skip(self, images: Sequence[tuple[int, str]]) -> None:
         """Count images that could not be read."""
-        self.skipped.extend(images)
-        self.domain_skipped += len(images)
+        for place, image in images:
+            self.skipped.append(image)
+            self.domain_skipped[place] += 1
 
-    def add(self, logits: Tensor, labels: Tensor, diagnostics: dict[str, Tensor]) -> None:
+    def add(self, logits: Tensor, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
         """Take in the predictions of a batch."""
         assert self.metrics is not None
-        counts = self.metrics.update(logits, labels.to(self.device, non_blocking=True))
+        labels = batch.labels.to(self.device, non_blocking=True)
+        member = batch.member.to(self.device, non_blocking=True) if len(self.visits) > 1 else None
+        counts = self.metrics.update(logits, labels, member)
         missing = counts.correct.new_zeros(())
         figures = (*counts, diagnostics.get("loss", missing), diagnostics.get("used", missing))
         stacked = torch.stack([figure.double() for figure in figures])
@@ -181,23 +185,10 @@ class _Recorder:
         if self.metrics is None:
             return
         self.read()
-        if not self.domain_count.n:
-            raise ValueError(f"no image of {self.place['domain']} could be read: see stream.root")
-        row = {
-            **self.place,
-            **self.metrics.compute(),
-            "entropy": self.domain_entropy / self.domain_count.n,
-            "skipped": self.domain_skipped,
-            "seconds": time.perf_counter() - self.domain_began,
-        }
-        self.domains.append(row)
-        self.directory.write("domains", row)
-        for number, (labels, predictions, correct) in enumerate(self.metrics.classes()):
-            counts = {"class": number, "labels": labels, "predictions": predictions, "correct": correct}
-            self.directory.write("classes", {**self.place, **counts})
+        seconds = time.perf_counter() - self.domain_began
+        for number, visit in enumerate(self.visits):
+            self._write_domain(number, visit, seconds)
         self.directory.flush()
-        for logger in self.loggers:
-            logger.domain(row)
         self.metrics = None
 
     def summary(self) -> dict[str, Any]:
@@ -211,9 +202,23 @@ class _Recorder:
             "domains": self.domains,
         }
 
+    def _write_domain(self, number: int, visit: Visit, seconds: float) -> None:
+        assert self.metrics is not None
+        if not self.metrics.images(number):
+            raise ValueError(f"no image of {visit.domain} could be read: see stream.root")
+        place, figures = place_of([visit]), self.metrics.compute(number)
+        share = figures["n"] / self.domain_count.n  # of the time of what was mixed together
+        row = {**place, **figures, "skipped": self.domain_skipped[number], "seconds": share * seconds}
+        self.domains.append(row)
+        self.directory.write("domains", row)
+        for label, (labels, predictions, correct) in enumerate(self.metrics.classes(number)):
+            counts = {"class": label, "labels": labels, "predictions": predictions, "correct": correct}
+            self.directory.write("classes", {**place, **counts})
+        for logger in self.loggers:
+            logger.domain(row)
+
     def _write_batch(self, n: int, diagnostics: frozenset[str], figures: list[float], seconds: float) -> None:
         correct, entropy, _, loss, used = figures
-        self.domain_entropy += n * entropy
         row = {
             "step": self.step,
             **self.place,
@@ -236,6 +241,10 @@ class _Recorder:
         if not (finite and math.isfinite(loss)):
             raise FloatingPointError(
                 f"{'the loss' if finite else 'a logit'} is not finite at step {self.step - 1} "
-                f"({self.place['domain']}, severity {self.place['severity']}): the adaptation diverged, or the weights "
+                f"({_words(self.place)}): the adaptation diverged, or the weights "
                 "are broken. Try a smaller optimizer.lr; with precision=bf16 try fp32"
             )
+
+
+def _words(place: Mapping[str, Any]) -> str:
+    return place["domain"] if place["severity"] is None else f"{place['domain']}, severity {place['severity']}"

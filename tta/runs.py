@@ -20,10 +20,12 @@ from tta.paths import atomic_file
 RESULT_FORMAT = 1
 """Raised when the meaning of a result changes, so that older results are not taken for new ones."""
 
+PLACE_COLUMNS = ("domain", "severity", "visit")
+"""Where a row belongs: a domain comes once or, as the scenario has it, several times, each a visit."""
+
 BATCH_COLUMNS = (
     "step",
-    "domain",
-    "severity",
+    *PLACE_COLUMNS,
     "n",
     "batch_accuracy",
     "domain_accuracy",
@@ -33,8 +35,8 @@ BATCH_COLUMNS = (
     "used",
     "seconds",
 )
-CLASS_COLUMNS = ("domain", "severity", "class", "labels", "predictions", "correct")
-DOMAIN_COLUMNS = ("domain", "severity", "n", "accuracy", "calibration_error", "entropy", "skipped", "seconds")
+CLASS_COLUMNS = (*PLACE_COLUMNS, "class", "labels", "predictions", "correct")
+DOMAIN_COLUMNS = (*PLACE_COLUMNS, "n", "accuracy", "calibration_error", "entropy", "skipped", "seconds")
 COLUMNS = {"batches": BATCH_COLUMNS, "domains": DOMAIN_COLUMNS, "classes": CLASS_COLUMNS}
 
 PACKAGES = ("tta", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "torchmetrics", "robustbench")
@@ -53,17 +55,30 @@ PLACES = (
 )
 """Keys within them that only say where things are and how they are read: what is there has a name of its own."""
 
+NEUTRAL = {
+    "scenario.delta": None,
+    "scenario.imbalance_ratio": None,
+    "scenario.mix": False,
+    "scenario.rounds": 1,
+    "scenario.long_tailed": None,
+}
+"""Keys younger than results, at the value that those were made with: they count for nothing, so that such are found."""
+
 
 def determinants(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take out of a configuration what determines a result, apart from the content of files."""
-    return {part: _without_places(config[part], part) for part in DETERMINANTS}
+    return {part: _without(config[part], part) for part in DETERMINANTS}
 
 
-def _without_places(node: Any, name: str) -> Any:
+def _without(node: Any, name: str) -> Any:
     if not isinstance(node, Mapping):
         return node
     keys = {key: f"{name}.{key}" for key in node}
-    return {key: _without_places(node[key], whole) for key, whole in keys.items() if whole not in PLACES}
+    return {key: _without(node[key], whole) for key, whole in keys.items() if not _counts_for_nothing(whole, node[key])}
+
+
+def _counts_for_nothing(key: str, value: Any) -> bool:
+    return key in PLACES or (key in NEUTRAL and NEUTRAL[key] == value)
 
 
 def fingerprint(config: Mapping[str, Any], weights: str, *data: str) -> str:

@@ -46,6 +46,15 @@ def test_severity_takes_its_rows(tmp_path: Path, severity: int) -> None:
     assert [(domain.name, domain.severity) for domain in stream.domains] == [("snow", severity), ("fog", severity)]
 
 
+def test_severities_one_after_another_take_their_rows(tmp_path: Path) -> None:
+    stream = cifar_c(str(write(tmp_path)), corruptions=["snow", "fog"], severity=[1, 3, 1])
+    images, labels = images_and_labels(stream)
+    rows = [10 * (N * (severity - 1) + k) + shift for shift in (3, 0) for severity in (1, 3, 1) for k in range(N)]
+    assert images[:, 0, 0, 0].tolist() == rows
+    assert labels.tolist() == [6, 7, 8, 9] * 6
+    assert [str(domain) for domain in stream.domains] == ["snow-1", "snow-3", "snow-1", "fog-1", "fog-3", "fog-1"]
+
+
 def test_files_are_memory_mapped(tmp_path: Path) -> None:
     (domain,) = cifar_c(str(write(tmp_path)), corruptions="fog").domains
     assert isinstance(domain.load, ArrayImages)

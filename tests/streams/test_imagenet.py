@@ -11,7 +11,7 @@ from PIL import Image
 
 from tta.backbones import timm_backbone
 from tta.streams import Batch, Scenario, Stream
-from tta.streams.imagenet import imagenet_c
+from tta.streams.imagenet import FileImages, imagenet_c
 
 PLACES = (0, 1, 500, 999)  # of the classes in the small tree, among the 1 000
 
@@ -73,6 +73,16 @@ def test_group_folder_between_is_accepted(root: Path) -> None:
     assert len(batch.index) == 8
 
 
+def test_severities_one_after_another_take_their_folders(root: Path) -> None:
+    other = root / "gaussian_noise" / "4" / folder_of(root, 3).name
+    shutil.copytree(folder_of(root, 3), other)
+    domains = make(root, severity=[4, 5, 4]).domains
+    assert [(domain.severity, len(domain.labels)) for domain in domains] == [(4, 2), (5, 8), (4, 2)]
+    paths = [domain.load.paths for domain in domains if isinstance(domain.load, FileImages)]
+    assert {path.parent for path in paths[0]} == {other}
+    assert paths[2] is paths[0]  # listed once
+
+
 def test_other_files_and_grey_images(root: Path) -> None:
     (folder_of(root, 0) / "notes.txt").write_text("no image")
     with Image.open(folder_of(root, 0) / "a.JPEG") as image:
@@ -114,7 +124,7 @@ def test_skip_drops_unreadable_images_and_keeps_the_rest_aligned(root: Path) -> 
     assert batch.index.tolist() == [1, 3, 5, 7]
     assert batch.labels.tolist() == list(PLACES)
     assert torch.equal(batch.images, intact.images[[1, 3, 5, 7]])
-    assert [name.partition(" (")[0] for name in batch.skipped] == [str(file) for file in files]
+    assert [name.partition(" (")[0] for _, name in batch.skipped] == [str(file) for file in files]
 
 
 def test_batch_of_unreadable_images_alone_is_empty(root: Path) -> None:

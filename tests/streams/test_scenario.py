@@ -1,48 +1,260 @@
+"""Scenarios against their definitions: what arrives, how classes follow one another, what is left out."""
+
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import itertools
+import math
+from typing import Any
+
+import hydra
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tta.cli import CONFIGS
+from tta.runs import NEUTRAL
 from tta.streams import Scenario
+from tta.streams.scenario import MOST_SLOTS
+
+OF_ORDER: dict[str, dict[str, float]] = {
+    "shuffle": {},
+    "file": {},
+    "sorted": {},
+    "dirichlet": {"delta": 0.1},
+    "imbalance": {"imbalance_ratio": 50},
+}
+DRAWN = [order for order in OF_ORDER if order != "file"]
 
 
-@given(n=st.integers(0, 300), seed=st.integers(), domain=st.text())
-def test_shuffle_is_a_permutation_and_repeatable(n: int, seed: int, domain: str) -> None:
-    index = torch.arange(n) * 3
-    first, second = (Scenario(order="shuffle").arrange(index, domain, seed) for _ in range(2))
+def scenario(order: str, **options: Any) -> Scenario:
+    return Scenario(order=order, **{**OF_ORDER[order], **options})
+
+
+def arranged(order: str, labels: torch.Tensor, domain: str = "fog-5", seed: int = 0, **options: float) -> torch.Tensor:
+    """Labels in the order of their arrival."""
+    return labels[scenario(order, **options).arrange(labels, domain, seed)]
+
+
+def balanced(classes: int, each: int) -> torch.Tensor:
+    """Labels as data sets have them, in no order."""
+    return torch.arange(classes).repeat(each)
+
+
+def runs(labels: torch.Tensor) -> list[tuple[int, int]]:
+    """Class and length of each stretch of equal labels."""
+    return [(label, len(list(stretch))) for label, stretch in itertools.groupby(labels.tolist())]
+
+
+@pytest.mark.parametrize("order", OF_ORDER)
+@given(labels=st.lists(st.integers(0, 6).map(lambda k: 3 * k), max_size=120), seed=st.integers(), domain=st.text())
+def test_each_image_comes_once_and_the_order_is_repeatable(
+    order: str, labels: list[int], seed: int, domain: str
+) -> None:
+    given_labels = torch.tensor(labels, dtype=torch.int64)
+    first, second = (scenario(order).arrange(given_labels, domain, seed) for _ in range(2))
     assert torch.equal(first, second)
-    assert torch.equal(first.sort().values, index)
+    assert torch.equal(first.sort().values, torch.arange(len(labels)))
 
 
-def test_each_seed_and_each_domain_has_its_own_order() -> None:
-    index = torch.arange(50)
+@pytest.mark.parametrize("order", DRAWN)
+def test_each_seed_and_each_domain_has_its_own_order(order: str) -> None:
+    labels = balanced(5, 10)
     orders = {
-        tuple(Scenario().arrange(index, domain, seed).tolist()) for domain in ("fog-5", "fog-4") for seed in (-1, 0, 1)
+        tuple(scenario(order).arrange(labels, domain, seed).tolist())
+        for domain in ("fog-5", "fog-4")
+        for seed in (-1, 0, 1)
     }
     assert len(orders) == 6
 
 
-def test_global_generator_has_no_part_in_the_order() -> None:
-    index = torch.arange(50)
-    before = torch.get_rng_state()
-    first = Scenario().arrange(index, "fog-5", 0)
+@pytest.mark.parametrize("order", DRAWN)
+def test_global_generators_have_no_part_in_the_order(order: str) -> None:
+    labels = balanced(5, 10)
+    before, numpys = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
+    first = scenario(order).arrange(labels, "fog-5", 0)
     assert torch.equal(torch.get_rng_state(), before)
+    assert str(np.random.get_state()) == numpys  # noqa: NPY002
     torch.manual_seed(7)
-    assert torch.equal(Scenario().arrange(index, "fog-5", 0), first)
+    assert torch.equal(scenario(order).arrange(labels, "fog-5", 0), first)
 
 
-def test_file_order_is_that_of_the_data_set() -> None:
-    index = torch.tensor([4, 1, 3])
-    assert torch.equal(Scenario(order="file").arrange(index, "fog-5", 3), index)
+@pytest.mark.parametrize(
+    ("domain", "seed", "begins", "digest"),
+    [
+        ("fog-5", 0, [773, 981, 681, 97, 199, 764], "781915f91c0408f1"),
+        ("fog-5", 1, [381, 7, 706, 359, 21, 190], "91aa9240c587c8ba"),
+        ("snow-3", 0, [73, 192, 801, 556, 951, 353], "d2aacdfb133a23f0"),
+        ("snow-3", 1, [903, 492, 376, 383, 28, 724], "d54c7a0730daaf59"),
+    ],
+)
+def test_shuffled_orders_are_those_of_results_so_far(domain: str, seed: int, begins: list[int], digest: str) -> None:
+    order = Scenario().arrange(torch.arange(1000) % 10, domain, seed)
+    assert order[:6].tolist() == begins
+    assert hashlib.sha256(order.numpy().tobytes()).hexdigest()[:16] == digest
 
 
-def test_wrong_reset_lists_the_right_ones() -> None:
-    with pytest.raises(ValueError, match=r"scenario.reset must be one of domain, never; got 'always'"):
-        Scenario(reset="always")
+@pytest.mark.parametrize("order", ["shuffle", "file"])
+def test_labels_have_no_part_in_orders_without_them(order: str) -> None:
+    found = [scenario(order).arrange(labels, "fog-5", 0) for labels in (torch.zeros(50).long(), torch.arange(50))]
+    assert torch.equal(*found)
+    assert (found[0].tolist() == list(range(50))) == (order == "file")
 
 
-def test_wrong_order_lists_the_right_ones() -> None:
-    with pytest.raises(ValueError, match=r"scenario.order must be one of shuffle, file; got 'random'"):
-        Scenario(order="random")
+def test_sorted_brings_class_after_class_each_shuffled() -> None:
+    labels = balanced(4, 25) * 2
+    order = scenario("sorted").arrange(labels, "fog-5", 0)
+    assert runs(labels[order]) == [(0, 25), (2, 25), (4, 25), (6, 25)]
+    assert order[:25].tolist() != sorted(order[:25].tolist())
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.1, 1.0, 10.0])
+def test_dirichlet_spreads_each_class_over_slots_by_dirichlet_shares(delta: float) -> None:
+    """The sum of squares of shares drawn from Dirichlet(δ, ..., δ) over S slots is (δ + 1) / (S δ + 1) on average."""
+    classes, each, drawn = 20, 400, 40
+    concentration = []
+    for seed in range(drawn):
+        # A class is at most once in a slot, and so in one stretch of it; that two slots meet in a class is rare.
+        stretches = runs(arranged("dirichlet", balanced(classes, each), seed=seed, delta=delta))
+        concentration.append(sum((length / each) ** 2 for _, length in stretches) / classes)
+    expected = (delta + 1) / (classes * delta + 1)
+    error = float(np.std(concentration)) / math.sqrt(drawn)
+    assert np.mean(concentration) == pytest.approx(expected, rel=0.02, abs=4 * error)
+
+
+def test_dirichlet_with_a_huge_delta_gives_each_slot_all_classes_alike() -> None:
+    classes, each = 8, 80
+    labels = arranged("dirichlet", balanced(classes, each), delta=1e9)
+    slots = labels.split(each)  # 8 slots of 8 classes, 10 images of each (9 to 11, as shares are rounded)
+    turns = {tuple(dict.fromkeys(slot[2:-2].tolist())) for slot in slots}
+    assert all(set(turn) == set(range(classes)) for turn in turns)
+    assert len(turns) > 1  # classes follow one another in another order in each
+    assert {length for _, length in runs(labels)} <= {9, 10, 11, 19, 20, 21}
+
+
+def test_dirichlet_with_a_tiny_delta_brings_class_after_class_in_drawn_order() -> None:
+    orders = [[k for k, _ in runs(arranged("dirichlet", balanced(6, 30), seed=s, delta=1e-4))] for s in range(5)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len(set(map(tuple, orders))) > 1
+
+
+def test_dirichlet_has_no_more_slots_than_rotta() -> None:
+    classes, each = MOST_SLOTS + 50, 2 * MOST_SLOTS
+    labels = arranged("dirichlet", balanced(classes, each), delta=1e9)
+    # Each class comes once in a slot, so there are slots x classes stretches but for those that meet.
+    assert len(runs(labels)) == pytest.approx(MOST_SLOTS * classes, rel=0.01)
+
+
+@pytest.mark.parametrize("ratio", [1, 5, 100, 5000, math.inf])
+def test_imbalance_makes_one_class_after_another_so_many_times_as_likely(ratio: float) -> None:
+    """SAR's proportions: q_max = r / (r + C - 1) for the class of a step, q_min = 1 / (r + C - 1) for each other."""
+    classes, each = 10, 2000
+    labels = arranged("imbalance", balanced(classes, each), imbalance_ratio=ratio)
+    steps = [step[100:-100].bincount(minlength=classes) / (each - 200) for step in labels.split(each)]
+    high = 1 / (1 + (classes - 1) / ratio)
+    low = (1 - high) / (classes - 1)
+    tolerance = 4 * math.sqrt(0.25 / each)
+    if ratio > 1:
+        dominant = [int(step.argmax()) for step in steps]
+        assert sorted(dominant) == list(range(classes))
+        assert dominant != sorted(dominant)
+    else:
+        dominant = list(range(classes))
+    for k, step in zip(dominant, steps, strict=True):
+        assert float(step[k]) == pytest.approx(high, abs=tolerance)
+        others = torch.cat([step[:k], step[k + 1 :]])
+        assert others.tolist() == pytest.approx([low] * (classes - 1), abs=tolerance)
+    if ratio == math.inf:
+        assert len(runs(labels)) == classes
+
+
+def test_orders_of_one_class_are_shuffles() -> None:
+    for order in ("sorted", "dirichlet", "imbalance"):
+        assert arranged(order, torch.full((30,), 4)).tolist() == [4] * 30
+
+
+@given(classes=st.integers(1, 12), each=st.integers(1, 60), ratio=st.floats(1, 1000))
+def test_long_tailed_class_sizes_decay_exponentially(classes: int, each: int, ratio: float) -> None:
+    labels = balanced(classes, each)
+    kept = Scenario(long_tailed=ratio).keep(labels)
+    sizes = labels[kept].bincount(minlength=classes).tolist()
+    expected = [each * ratio ** (-k / (classes - 1)) if k else each for k in range(classes)]
+    assert all(
+        abs(size - share) <= 0.5 or (size == 1 and share < 1) for size, share in zip(sizes, expected, strict=True)
+    )
+    assert torch.equal(kept, kept.unique())  # each once, in the order of the data set
+
+
+def test_long_tailed_keeps_images_from_all_over_the_data_set() -> None:
+    labels = balanced(2, 100)
+    kept = Scenario(long_tailed=10).keep(labels)
+    last = kept[labels[kept] == 1]
+    assert len(last) == 10
+    assert set(last.diff().tolist()) == {20}
+
+
+def test_without_long_tail_all_images_come() -> None:
+    assert Scenario().keep(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
+    assert Scenario(long_tailed=1).keep(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reset": "always"}, r"scenario.reset must be one of domain, batch, never; got 'always'"),
+        (
+            {"order": "random"},
+            r"scenario.order must be one of shuffle, file, sorted, dirichlet, imbalance; got 'random'",
+        ),
+        (
+            {"order": "dirichlet"},
+            r"scenario.order=dirichlet needs scenario.delta: give it with scenario.delta=<number>",
+        ),
+        ({"order": "imbalance"}, r"scenario.order=imbalance needs scenario.imbalance_ratio"),
+        ({"order": "dirichlet", "delta": 0}, r"scenario.delta must be a number of at least 0.0001, got 0"),
+        ({"order": "dirichlet", "delta": "x"}, r"scenario.delta must be a number of at least 0.0001, got 'x'"),
+        ({"order": "dirichlet", "delta": math.nan}, r"scenario.delta must be a number of at least 0.0001, got nan"),
+        (
+            {"order": "imbalance", "imbalance_ratio": 0.5},
+            r"scenario.imbalance_ratio must be a number of at least 1, got",
+        ),
+        ({"delta": 0.1}, r"scenario.delta=0.1 is for scenario.order=dirichlet, but the order is shuffle.*delta=null"),
+        (
+            {"order": "dirichlet", "delta": 0.1, "imbalance_ratio": 5},
+            r"scenario.imbalance_ratio=5 is for scenario.order=imbalance, but the order is dirichlet",
+        ),
+        ({"mix": 1}, r"scenario.mix must be true or false, got 1"),
+        (
+            {"mix": True, "reset": "never", "order": "file"},
+            r"scenario.mix=true mixes nothing in the order of the files",
+        ),
+        ({"mix": True}, r"scenario.reset=domain resets before each domain, but with scenario.mix=true none follows"),
+        ({"rounds": 0}, r"scenario.rounds must be a whole number of at least 1, got 0"),
+        ({"rounds": 1.5}, r"scenario.rounds must be a whole number of at least 1, got 1.5"),
+        ({"long_tailed": 0.1}, r"scenario.long_tailed must be a number of at least 1, got 0.1"),
+        ({"long_tailed": True}, r"scenario.long_tailed must be a number of at least 1, got True"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scenario(**options)
+
+
+SCENARIOS = sorted(path.stem for path in (CONFIGS / "scenario").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_of_the_configurations_can_be_made_and_has_all_options(name: str) -> None:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("config", [f"scenario={name}"])
+    made = hydra.utils.instantiate(config.scenario, _convert_="all")
+    assert isinstance(made, Scenario)
+    assert set(config.scenario) == {"_target_", *(field.name for field in dataclasses.fields(Scenario))}
+
+
+def test_options_that_older_results_lack_count_for_nothing_at_their_defaults() -> None:
+    known = {f"scenario.{f.name}": f.default for f in dataclasses.fields(Scenario) if f.name not in ("reset", "order")}
+    assert {key: value for key, value in NEUTRAL.items() if key.startswith("scenario.")} == known

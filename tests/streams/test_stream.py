@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,40 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tta.streams import Batch, Domain, Scenario, Stream
-from tta.streams.base import Loaded
+from numbered_images import Numbered, domain, stream
+from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
 
 SINGLE, CONTINUAL = Scenario(reset="domain"), Scenario(reset="never")
 
 
-@dataclass
-class Numbered:
-    """Image i is filled with i + shift; those in ``broken`` are left out, or raise."""
-
-    broken: tuple[int, ...] = ()
-    stop: bool = False
-    shift: int = 0
-
-    def __call__(self, index: torch.Tensor) -> Loaded:
-        kept = [k for k, i in enumerate(index.tolist()) if i not in self.broken]
-        skipped = tuple(str(i) for i in index.tolist() if i in self.broken)
-        if skipped and self.stop:
-            raise ValueError(f"image {skipped[0]} is broken")
-        images = (index[kept] + self.shift).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-        return Loaded(images, torch.tensor(kept, dtype=torch.int64), skipped)
-
-
-def domain(name: str = "fog", n: int = 23, severity: int = 5, load: Numbered | None = None) -> Domain:
-    return Domain(name, severity, torch.arange(n) % 7, load or Numbered())
-
-
-def stream(*domains: Domain, batch_size: int = 10, **options: Any) -> Stream:
-    return Stream(domains or [domain()], 7, batch_size, **options)
-
-
 def order(of: Stream, name: str, scenario: Scenario = SINGLE, seed: int = 0) -> list[int]:
     plan = of.plan(scenario, seed)
-    return [i for planned in plan if of.domains[planned.domain].name == name for i in planned.index.tolist()]
+    return [i for planned in plan if planned.visits[0].domain == name for i in planned.index.tolist()]
+
+
+def number_of(planned: Planned) -> int:
+    """The one domain whose images are in a batch."""
+    (visit,) = planned.visits
+    assert not planned.member.any()
+    return visit.number
 
 
 @given(
@@ -55,9 +36,9 @@ def test_plan_has_every_chosen_image_once_in_full_batches(
 ) -> None:
     domains = [domain(f"d{k}", n) for k, n in enumerate(sizes)]
     plan = stream(*domains, batch_size=batch_size, limit=limit).plan(CONTINUAL, seed)
-    assert [planned.domain for planned in plan] == sorted(planned.domain for planned in plan)
+    assert [number_of(planned) for planned in plan] == sorted(number_of(planned) for planned in plan)
     for number, size in enumerate(sizes):
-        parts = [planned for planned in plan if planned.domain == number]
+        parts = [planned for planned in plan if number_of(planned) == number]
         index = torch.cat([planned.index for planned in parts])
         expected = size if limit is None else min(limit, size)
         assert len(set(index.tolist())) == len(index) == expected
@@ -125,7 +106,7 @@ def test_batches_are_what_was_planned() -> None:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
         assert torch.equal(batch.labels, batch.index % 7)
         assert (batch.starts_domain, batch.reset) == (planned.starts_domain, planned.reset)
-        assert (batch.domain, batch.severity) == (("fog", 2), ("snow", 3))[planned.domain]
+        assert batch.visits == (Visit(0, "fog", 2, 1), Visit(1, "snow", 3, 1))[number_of(planned) :][:1]
         assert batch.images.dtype == torch.uint8
         assert batch.skipped == ()
 
@@ -141,7 +122,7 @@ def test_a_part_of_the_plan_can_be_read() -> None:
 def test_images_left_out_take_their_labels_and_indices_with_them() -> None:
     made = stream(domain(load=Numbered(broken=(3, 20))))
     batches = list(made.batches(made.plan(SINGLE, 0)))
-    assert sorted(name for batch in batches for name in batch.skipped) == ["20", "3"]
+    assert sorted(name for batch in batches for _, name in batch.skipped) == ["20", "3"]
     assert sum(len(batch.index) for batch in batches) == 21
     for batch in batches:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)

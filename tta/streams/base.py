@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tta.checks import whole_number
-from tta.streams.scenario import Scenario
+from tta.streams.scenario import Scenario, spread
+
+MIXED = "mixed"
+"""Name of what arrives where the images of several domains come together."""
 
 SAMPLED = 4
 """Images of a domain that its name is made of: enough to tell data sets apart, few enough to be read at once."""
@@ -47,13 +51,37 @@ class Domain:
         return f"{self.name}-{self.severity}"
 
 
+class Visit(NamedTuple):
+    """A domain that comes, perhaps not for the first time."""
+
+    number: int  # of the domain, in Stream.domains
+    domain: str
+    severity: int
+    visit: int  # 1 when this domain comes at this severity for the first time, then 2 ...
+
+
+def place_of(visits: Sequence[Visit]) -> dict[str, Any]:
+    """Columns that say where a row belongs; for what is mixed together, as far as all agree."""
+
+    def agreed(values: Iterable[Any], otherwise: str | None) -> Any:
+        found = set(values)
+        return found.pop() if len(found) == 1 else otherwise
+
+    return {
+        "domain": agreed((visit.domain for visit in visits), MIXED),
+        "severity": agreed((visit.severity for visit in visits), None),
+        "visit": agreed((visit.visit for visit in visits), None),
+    }
+
+
 @dataclass(frozen=True)
 class Planned:
-    """A batch to come: which samples of which domain."""
+    """A batch to come: which samples of which visit."""
 
-    domain: int
+    visits: tuple[Visit, ...]  # those it draws from: one, or all that are mixed together
+    member: Tensor  # int64 (n,): the place in visits of each image
     index: Tensor  # int64 (n,): sample indices in the data set
-    starts_domain: bool
+    starts_domain: bool  # it is the first of its visits
     reset: bool
 
 
@@ -63,16 +91,22 @@ class Batch:
 
     images: Tensor  # uint8 (n, 3, H, W)
     labels: Tensor  # int64 (n,)
-    domain: str
-    severity: int
+    visits: tuple[Visit, ...]  # those it draws from: one, or all that are mixed together
+    member: Tensor  # int64 (n,): the place in visits of each image
     index: Tensor  # int64 (n,): sample indices in the data set
     starts_domain: bool
     reset: bool  # the method is to be reset before this batch
-    skipped: tuple[str, ...]  # images that could not be read
+    skipped: tuple[tuple[int, str], ...]  # images that could not be read, each with the place in visits of its domain
+
+    @property
+    def domain(self) -> str:
+        """Name of the domain, or ``mixed``."""
+        return place_of(self.visits)["domain"]
 
     def pin_memory(self) -> Batch:
         """Move what goes to a GPU into page-locked memory; called by the ``DataLoader``."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "member")}
+        return replace(self, **pinned)
 
 
 class Stream:
@@ -115,13 +149,35 @@ class Stream:
 
     def plan(self, scenario: Scenario, seed: int) -> list[Planned]:
         """List all batches to come; it depends on the stream, the scenario and the seed alone."""
-        plan = []
-        for number, domain in enumerate(self.domains):
-            index = scenario.arrange(self._selected(domain), str(domain), seed)
-            for start, part in enumerate(index.split(self.batch_size)):
-                starts = start == 0
-                plan.append(Planned(number, part, starts, starts and scenario.reset == "domain"))
+        plan: list[Planned] = []
+        seen: Counter[str] = Counter()
+        for number in range(scenario.rounds):
+            visits = []
+            for place, domain in enumerate(self.domains):
+                seen[str(domain)] += 1
+                visits.append(Visit(place, domain.name, domain.severity, seen[str(domain)]))
+            if scenario.mix:
+                plan.extend(self._cut(visits, scenario, _again(MIXED, number + 1), seed))
+                continue
+            for visit in visits:
+                name = _again(str(self.domains[visit.number]), visit.visit)
+                plan.extend(self._cut([visit], scenario, name, seed))
         return plan
+
+    def _cut(self, visits: Sequence[Visit], scenario: Scenario, name: str, seed: int) -> Iterator[Planned]:
+        """Cut what comes together into batches, in the order that goes by this name."""
+        indices, labels = [], []
+        for visit in visits:
+            domain = self.domains[visit.number]
+            index = self._selected(domain)
+            indices.append(index[scenario.keep(domain.labels[index])])
+            labels.append(domain.labels[indices[-1]])
+        member = torch.arange(len(visits)).repeat_interleave(torch.tensor([len(index) for index in indices]))
+        order = scenario.arrange(torch.cat(labels), name, seed)
+        parts = (values[order].split(self.batch_size) for values in (member, torch.cat(indices)))
+        for number, (of, index) in enumerate(zip(*parts, strict=True)):
+            reset = scenario.reset == "batch" or (scenario.reset == "domain" and number == 0)
+            yield Planned(tuple(visits), of, index, number == 0, reset)
 
     def batches(self, plan: Sequence[Planned], pin_memory: bool = False) -> Iterator[Batch]:
         """Read the planned batches, in order; what cannot be read raises ``ValueError`` or ``OSError`` at its turn."""
@@ -142,9 +198,7 @@ class Stream:
 
     def _selected(self, domain: Domain) -> Tensor:
         total = len(domain.labels)
-        if self.limit is None or self.limit >= total:
-            return torch.arange(total)
-        return torch.arange(self.limit) * total // self.limit
+        return spread(total, total if self.limit is None else min(self.limit, total))
 
 
 class _Batches(Dataset[Batch | Exception]):
@@ -157,22 +211,50 @@ class _Batches(Dataset[Batch | Exception]):
 
     def __getitem__(self, number: int) -> Batch | Exception:
         planned = self.plan[number]
-        domain = self.domains[planned.domain]
         try:
-            images, kept, skipped = domain.load(planned.index)
+            parts = [self._part(planned, place) for place in planned.member.unique().tolist()]
         except (OSError, ValueError) as error:
             return error  # raised in a worker, its message would be the text of a whole trace
-        index = planned.index[kept]
+        order = torch.cat([part.positions for part in parts]).argsort()
+        kept = _together([part.positions for part in parts], order)
         return Batch(
-            images=images,
-            labels=domain.labels[index],
-            domain=domain.name,
-            severity=domain.severity,
-            index=index,
+            images=_together([part.images for part in parts], order),
+            labels=_together([part.labels for part in parts], order),
+            visits=planned.visits,
+            member=planned.member[kept],
+            index=planned.index[kept],
             starts_domain=planned.starts_domain,
             reset=planned.reset,
-            skipped=skipped,
+            skipped=tuple(image for part in parts for image in part.skipped),
         )
+
+    def _part(self, planned: Planned, place: int) -> _Part:
+        """Read the images of a batch that belong to one of its visits."""
+        (positions,) = torch.where(planned.member == place)
+        domain = self.domains[planned.visits[place].number]
+        images, kept, skipped = domain.load(planned.index[positions])
+        positions = positions[kept]
+        return _Part(images, domain.labels[planned.index[positions]], positions, tuple((place, s) for s in skipped))
+
+
+class _Part(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    positions: Tensor  # in the batch
+    skipped: tuple[tuple[int, str], ...]
+
+
+def _together(parts: list[Tensor], order: Tensor) -> Tensor:
+    """Join what was read domain by domain, in the order of arrival; images keep their memory format."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = torch.cat(parts)
+    return torch.empty_like(joined).copy_(joined[order])
+
+
+def _again(name: str, visit: int) -> str:
+    """Name of the order of a visit: the first one's is that of the domain, whether or not it comes again."""
+    return name if visit == 1 else f"{name}/{visit}"
 
 
 def _as_is(batch: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from tta.checks import whole_number
 from tta.corruptions import BENCHMARK, CORRUPTIONS
 
 GROUPS = {"benchmark": BENCHMARK, "extra": CORRUPTIONS[len(BENCHMARK) :], "all": CORRUPTIONS}
@@ -32,3 +33,16 @@ def choose_corruptions(corruptions: str | Iterable[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"stream.corruptions names a corruption twice: {', '.join(names)}")
     return names
+
+
+def choose_severities(severity: int | Sequence[int]) -> list[int]:
+    """Read one severity, or those that follow one another within each corruption, e.g. 1, 2, 3, 2, 1.
+
+    Raises:
+        ValueError: for one outside 1 to 5, or none.
+    """
+    if not isinstance(severity, list | tuple):
+        return [whole_number("stream.severity", severity, 1, 5)]
+    if not severity:
+        raise ValueError("stream.severity is an empty list: give a number from 1 to 5, or several")
+    return [whole_number("each of stream.severity", value, 1, 5) for value in severity]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tta.checks import whole_number
 from tta.streams.base import Domain, Loaded, Stream
-from tta.streams.choices import choose_corruptions
+from tta.streams.choices import choose_corruptions, choose_severities
 
 FOLDERS = {10: "CIFAR-10-C", 100: "CIFAR-100-C"}
 SEVERITIES = 5
@@ -33,7 +32,7 @@ def cifar_c(
     root: str,
     num_classes: int = 10,
     corruptions: str | Iterable[str] = "benchmark",
-    severity: int = 5,
+    severity: int | Sequence[int] = 5,
     batch_size: int = 200,
     limit: int | None = None,
     workers: int = 0,
@@ -47,7 +46,7 @@ def cifar_c(
             files; it is taken from the labels.
         num_classes: 10 or 100.
         corruptions: see ``choose_corruptions``.
-        severity: 1 to 5.
+        severity: see ``choose_severities``.
         batch_size: see ``Stream``.
         limit: see ``Stream``.
         workers: see ``Stream``.
@@ -61,14 +60,16 @@ def cifar_c(
     if num_classes not in FOLDERS:
         raise ValueError(f"stream.num_classes must be one of {', '.join(map(str, FOLDERS))}; got {num_classes!r}")
     names = choose_corruptions(corruptions)
-    whole_number("stream.severity", severity, 1, 5)
+    severities = choose_severities(severity)
     folder = _find(Path(root).expanduser(), FOLDERS[num_classes], download)
     labels = _labels(folder, num_classes)
     n = len(labels) // SEVERITIES
-    rows = slice(n * (severity - 1), n * severity)
-    domains = [
-        Domain(name, severity, labels[rows], ArrayImages(_images(folder, name, len(labels))[rows])) for name in names
-    ]
+    domains = []
+    for name in names:
+        images = _images(folder, name, len(labels))
+        for level in severities:
+            rows = slice(n * (level - 1), n * level)
+            domains.append(Domain(name, level, labels[rows], ArrayImages(images[rows])))
     return Stream(domains, num_classes, batch_size, limit, workers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tta.checks import whole_number
 from tta.streams.base import Domain, Loaded, Stream
-from tta.streams.choices import choose_corruptions
+from tta.streams.choices import choose_corruptions, choose_severities
 
 EXTENSIONS = (".jpeg", ".jpg", ".png")
 
@@ -65,7 +64,7 @@ class FileImages:
 def imagenet_c(
     root: str,
     corruptions: str | Iterable[str] = "benchmark",
-    severity: int = 5,
+    severity: int | Sequence[int] = 5,
     batch_size: int = 64,
     limit: int | None = None,
     workers: int = 2,
@@ -79,7 +78,7 @@ def imagenet_c(
             is found too. A class is the place of its wnid among the 1 000 in alphabetical order, also when folders
             are missing.
         corruptions: see ``choose_corruptions``.
-        severity: 1 to 5.
+        severity: see ``choose_severities``.
         batch_size: see ``Stream``.
         limit: see ``Stream``.
         workers: see ``Stream``.
@@ -91,7 +90,7 @@ def imagenet_c(
         ValueError: for a folder that is no wnid of the 1 000, or a wrong option.
     """
     names = choose_corruptions(corruptions)
-    whole_number("stream.severity", severity, 1, 5)
+    severities = choose_severities(severity)
     if on_error not in ("stop", "skip"):
         raise ValueError(f"stream.on_error must be stop or skip, got {on_error!r}")
     base = Path(root).expanduser()
@@ -101,8 +100,13 @@ def imagenet_c(
         )
     domains = []
     for name in names:
-        paths, labels = _list(_find(base, name, severity))
-        domains.append(Domain(name, severity, labels, FileImages(paths, size, on_error == "skip")))
+        levels: dict[int, tuple[FileImages, Tensor]] = {}  # a severity that comes again is listed once
+        for level in severities:
+            if level not in levels:
+                paths, labels = _list(_find(base, name, level))
+                levels[level] = FileImages(paths, size, on_error == "skip"), labels
+            images, labels = levels[level]
+            domains.append(Domain(name, level, labels, images))
     return Stream(domains, 1000, batch_size, limit, workers)
 
 
