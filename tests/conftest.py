@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import faulty_server
+import tiny_data
+from faulty_server import Server
+from tiny_data import MD5, TAR
 from tta.backbones import Backbone, timm_backbone
+from tta.data import catalogue, download, obtain
 
 # With two threads and other work on the machine, a small model's forward can take a hundred times longer; the variable
 # tells the processes that tests start.
@@ -53,6 +58,32 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTA_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    with faulty_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server that has the data set ``tiny``; pauses are short, and a chunk is 10 kB."""
+    shared_server.files, shared_server.faults, shared_server.requests = {"TINY-C.tar": TAR}, [], []
+    shared_server.etag = '"1"'
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(download, "CHUNK", 10_000)
+    monkeypatch.setattr(obtain, "MARGIN", 0)
+    tiny = tiny_data.dataset(shared_server.url("TINY-C.tar"), len(TAR), MD5)
+    monkeypatch.setitem(catalogue.DATASETS, "tiny", tiny)
+    return shared_server
+
+
+@pytest.fixture
+def unchecked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither size nor checksum is known, as for ImageNet-3DCC."""
+    monkeypatch.setitem(catalogue.DATASETS, "tiny", tiny_data.dataset(server.url("TINY-C.tar")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

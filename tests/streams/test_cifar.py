@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tta.backbones import import_robustbench
+import tiny_data
+from faulty_server import Server
 from tta.corruptions import BENCHMARK, CORRUPTIONS
+from tta.data import catalogue
+from tta.data.catalogue import DataSet, File, Part
+from tta.data.layouts import Arrays
 from tta.streams import Scenario, Stream
 from tta.streams.choices import choose_corruptions
 from tta.streams.cifar import ArrayImages, cifar_c
@@ -199,48 +203,35 @@ def test_damaged_files(tmp_path: Path, damage: Callable[[Path], None], message: 
         cifar_c(str(tmp_path), corruptions="fog")
 
 
-@pytest.fixture
-def robustbench(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
-    """Put a function in the place of robustbench's download."""
-    data = import_robustbench("data")
-    return lambda download: monkeypatch.setattr(data, "zenodo_download", download)
-
-
-@pytest.mark.parametrize(("classes", "record"), [(10, "2535967"), (100, "3555552")])
-def test_download_where_there_is_none(tmp_path: Path, robustbench: Any, classes: int, record: str) -> None:
-    calls: list[tuple[str, set[str]]] = []
-
-    def download(record_id: str, files: set[str], save_dir: Path) -> None:
-        calls.append((record_id, files))
-        write(save_dir / f"CIFAR-{classes}-C", classes)
-
-    robustbench(download)
-    for _ in range(2):  # the second time it is there
-        stream = cifar_c(str(tmp_path), classes, "fog", download=True)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_download_where_there_is_none(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    """From the address in the catalogue to a stream; the archive is as small as the files of the other tests."""
+    folder = f"CIFAR-{classes}-C"
+    made = write(tmp_path / "made" / folder, classes)
+    content = tiny_data.archive({file.name: file.read_bytes() for file in made.iterdir()}, f"{folder}/")
+    layout = Arrays(("fog.npy", "snow.npy"), "labels.npy", (5 * N, 32, 32, 3), classes)
+    file = File(f"{folder}.tar", server.url("archive"), len(content), tiny_data.md5(content))
+    name = f"cifar{classes}_c"
+    monkeypatch.setitem(catalogue.DATASETS, name, DataSet(name, folder, folder, (Part(folder, (file,), layout),)))
+    server.files["archive"] = content
+    for root in (tmp_path, tmp_path, tmp_path / folder):  # the second and third time it is there
+        stream = cifar_c(str(root), classes, "fog", download=True)
         assert stream.num_classes == classes
-    assert calls == [(record, {f"CIFAR-{classes}-C.tar"})]
+        assert images_and_labels(stream)[1].tolist() == list(range(classes - N, classes))
+    assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("kind", ["no connection", "checksum", "answer"])
-def test_failed_download(tmp_path: Path, robustbench: Any, kind: str) -> None:
-    errors = {
-        "no connection": ConnectionError("no route"),
-        "checksum": import_robustbench("data").DownloadError("the hash does not match"),
-        "answer": KeyError("files"),
-    }
-
-    def download(*_: Any, **__: Any) -> None:
-        raise errors[kind]
-
-    robustbench(download)
-    with pytest.raises(
-        OSError, match=r"CIFAR-10-C could not be downloaded \(\w+Error: .*Delete .*stream.root"
-    ) as error:
-        cifar_c(str(tmp_path), download=True)
-    assert error.value.__cause__ is errors[kind]
+def test_a_download_that_is_not_asked_for_does_not_happen(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(FileNotFoundError, match=r"stream.download=true"):
+        cifar_c(str(tmp_path))
+    assert server.requests == []
 
 
-def test_download_that_leaves_an_archive_from_before_in_place(tmp_path: Path, robustbench: Any) -> None:
-    robustbench(lambda *_, **__: None)
-    with pytest.raises(OSError, match=r"was not unpacked in .*Delete .*CIFAR-10-C.tar, and try again"):
+def test_failed_download(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_data.dataset(server.url("nowhere"))
+    monkeypatch.setitem(catalogue.DATASETS, "cifar10_c", tiny)
+    message = r"cifar10_c could not be fetched: TINY-C.tar .* 404 .*`tta-data get cifar10_c --root .*stream.root"
+    with pytest.raises(OSError, match=message):
         cifar_c(str(tmp_path), download=True)

@@ -50,18 +50,18 @@ def cifar_c(
         batch_size: see ``Stream``.
         limit: see ``Stream``.
         workers: see ``Stream``.
-        download: fetch the data into ``root`` first where they are not there (through robustbench, 2.9 GB).
+        download: fetch the data into ``root`` first where they are not there (2.9 GB, see ``tta.data``).
 
     Raises:
         FileNotFoundError: if the folder or a file is missing.
         ValueError: for a wrong option, or if a file is truncated, has another type or shape, or labels do not fit.
-        OSError: if the data cannot be downloaded.
+        OSError: if the data cannot be fetched.
     """
     if num_classes not in FOLDERS:
         raise ValueError(f"stream.num_classes must be one of {', '.join(map(str, FOLDERS))}; got {num_classes!r}")
     names = choose_corruptions(corruptions)
     severities = choose_severities(severity)
-    folder = _find(Path(root).expanduser(), FOLDERS[num_classes], download)
+    folder = _find(Path(root).expanduser(), num_classes, download)
     labels = _labels(folder, num_classes)
     n = len(labels) // SEVERITIES
     domains = []
@@ -73,13 +73,13 @@ def cifar_c(
     return Stream(domains, num_classes, batch_size, limit, workers)
 
 
-def _find(root: Path, name: str, download: bool) -> Path:
+def _find(root: Path, num_classes: int, download: bool) -> Path:
+    name = FOLDERS[num_classes]
     for folder in (root, root / name):
         if (folder / "labels.npy").is_file():
             return folder
     if download:
-        _download(root, name)
-        return root / name
+        return _download(root, f"cifar{num_classes}_c")
     what = "is empty" if root.is_dir() and not any(root.iterdir()) else "has no labels.npy"
     if not root.is_dir():
         what = "does not exist"
@@ -89,24 +89,16 @@ def _find(root: Path, name: str, download: bool) -> Path:
     )
 
 
-def _download(root: Path, name: str) -> None:
-    from tta.backbones import import_robustbench
+def _download(root: Path, dataset: str) -> Path:
+    from tta.data.obtain import get
 
-    data = import_robustbench("data")
-    folders = {data.BenchmarkDataset.cifar_10: FOLDERS[10], data.BenchmarkDataset.cifar_100: FOLDERS[100]}
-    dataset = next(key for key, folder in folders.items() if folder == name)
     try:
-        data.zenodo_download(*data.ZENODO_CORRUPTIONS_LINKS[dataset], save_dir=root)
-    except (OSError, data.DownloadError, KeyError) as error:
+        return get(dataset, root)
+    except OSError as error:
         raise OSError(
-            f"{name} could not be downloaded ({type(error).__name__}: {error}). Delete what is left of it in {root}, "
-            "and try again, or download it elsewhere and give its folder with stream.root"
+            f"{dataset} could not be fetched: {error}. `tta-data get {dataset} --root {root}` does the same by itself; "
+            "or give the folder where it is with stream.root"
         ) from error
-    if not (root / name / "labels.npy").is_file():  # robustbench takes an archive that is there for an unpacked one
-        raise OSError(
-            f"{name} was not unpacked in {root}: what an interrupted download left there is in the way. Delete "
-            f"{root / name}.tar, and try again, or unpack it by hand and give its folder with stream.root"
-        )
 
 
 def _labels(folder: Path, num_classes: int) -> Tensor:

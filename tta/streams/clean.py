@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tta.checks import whole_number
-from tta.streams.imagenet import EXTENSIONS
+from tta.data.layouts import EXTENSIONS
 
 KEY = "method.fisher"
 """Where a configuration has the arguments below."""

@@ -11,10 +11,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tta.data.layouts import EXTENSIONS
 from tta.streams.base import Domain, Loaded, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
-
-EXTENSIONS = (".jpeg", ".jpg", ".png")
 
 
 class FileImages:

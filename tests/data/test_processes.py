@@ -1,0 +1,86 @@
+"""Several processes, and some that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import faulty_server
+import tiny_data
+from faulty_server import Server
+from tiny_data import MD5, TAR, Said, complete, left
+from tta.data.obtain import get
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def start(server: Server, root: Path, *options: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NO_PROXY": "127.0.0.1"}
+    origin = (server.url("TINY-C.tar"), str(len(TAR)), MD5)
+    command = [sys.executable, tiny_data.__file__, *origin, *options, "get", "tiny", "--root", str(root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def test_two_at_once_download_once(tmp_path: Path, server: Server) -> None:
+    server.faults = [faulty_server.slow(20_000, 0.2)]
+    first = start(server, tmp_path)
+    wait_for(lambda: server.requests)
+    second = start(server, tmp_path)
+    (told_first, _), (told_second, _) = first.communicate(timeout=60), second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "TINY-C is complete in" in told_first
+    assert "another process is fetching TINY-C" in told_second
+    assert "TINY-C is complete already in" in told_second
+    assert len(server.requests) == 1
+    assert complete(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_downloading(tmp_path: Path, server: Server, number: signal.Signals) -> None:
+    # The first chunk is written before the second is read; 1 MiB is more than the whole file.
+    server.files["TINY-C.tar"] = TAR
+    server.faults = [faulty_server.cut(30_000), faulty_server.slow(10_000, 0.5)]
+    process = start(server, tmp_path)
+    wait_for(lambda: len(server.requests) == 2)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert error == "tta-data: interrupted; what is downloaded is kept: the same command goes on from there\n"
+    else:
+        assert process.returncode == -number
+    have = size(tmp_path / "TINY-C.tar.part")
+    assert have >= 30_000
+    assert not (tmp_path / "TINY-C").exists()
+    get("tiny", tmp_path, say=Said())
+    assert server.ranges[2:] == [f"bytes={have}-"]
+    assert complete(tmp_path)
+
+
+def test_killed_while_unpacking(tmp_path: Path, server: Server) -> None:
+    process = start(server, tmp_path, "--slow-unpacking")
+    wait_for(lambda: size(tmp_path / ".TINY-C.unpacking" / "new" / "TINY-C" / "fog.npy"))
+    process.kill()
+    process.communicate(timeout=60)
+    assert left(tmp_path) == {".TINY-C.unpacking", "TINY-C.tar.part", "TINY-C.tar.part.json"}
+    get("tiny", tmp_path, say=Said())
+    assert len(server.requests) == 1
+    assert complete(tmp_path)
