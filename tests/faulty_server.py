@@ -111,6 +111,19 @@ def slow(piece: int, seconds: float) -> Answer:
     return answer
 
 
+def hold(event: threading.Event) -> Answer:
+    """The right answer, the second half of it when the event has come."""
+
+    def answer(handler: Handler, content: bytes) -> None:
+        body = _begin(handler, content)
+        handler.wfile.write(body[: len(body) // 2])
+        handler.wfile.flush()
+        event.wait(60)
+        handler.wfile.write(body[len(body) // 2 :])
+
+    return answer
+
+
 def no_ranges(handler: Handler, content: bytes) -> None:
     """The whole file, whatever is asked for."""
     handler.head(200, len(content))

@@ -74,7 +74,7 @@ def test_a_server_that_does_not_answer(tmp_path: Path, server: Server, monkeypat
     server.faults = [faulty_server.slow(20_000, 0.3)]
     said = Said()
     get("tiny", tmp_path, say=said)
-    assert "the server does not answer; trying again" in str(said)
+    assert "the server does not answer; trying again from" in str(said)
     assert complete(tmp_path)
 
 

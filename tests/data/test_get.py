@@ -160,7 +160,7 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
 
 
 def test_files_that_are_no_archives(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = Arrays(("data.npy",), "labels.npy", (4, 32, 32, 3), 10)
+    arrays = Arrays(("data.npy",), "labels.npy", (4, 32, 32, 3), 4)
     files = {"data.npy": tiny_data.npy(np.zeros((4, 32, 32, 3), np.uint8)), "labels.npy": tiny_data.npy(np.arange(4))}
     part = Part("v6", tuple(File(name, server.url(name)) for name in files), arrays)
     monkeypatch.setitem(catalogue.DATASETS, "two", DataSet("two", "Two", "TWO", (part,)))

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,25 +40,34 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def test_two_at_once_download_once(tmp_path: Path, server: Server) -> None:
-    server.faults = [faulty_server.slow(20_000, 0.2)]
+@pytest.fixture
+def event() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_two_at_once_download_once(tmp_path: Path, server: Server, event: threading.Event) -> None:
+    server.faults = [faulty_server.hold(event)]
     first = start(server, tmp_path)
     wait_for(lambda: server.requests)
     second = start(server, tmp_path)
+    assert second.stdout is not None
+    assert second.stdout.readline().startswith("another process is fetching TINY-C (it holds ")
+    event.set()
     (told_first, _), (told_second, _) = first.communicate(timeout=60), second.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (0, 0)
     assert "TINY-C is complete in" in told_first
-    assert "another process is fetching TINY-C" in told_second
     assert "TINY-C is complete already in" in told_second
     assert len(server.requests) == 1
     assert complete(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_while_downloading(tmp_path: Path, server: Server, number: signal.Signals) -> None:
-    # The first chunk is written before the second is read; 1 MiB is more than the whole file.
-    server.files["TINY-C.tar"] = TAR
-    server.faults = [faulty_server.cut(30_000), faulty_server.slow(10_000, 0.5)]
+def test_stopped_while_downloading(
+    tmp_path: Path, server: Server, event: threading.Event, number: signal.Signals
+) -> None:
+    server.faults = [faulty_server.cut(30_000), faulty_server.hold(event)]
     process = start(server, tmp_path)
     wait_for(lambda: len(server.requests) == 2)
     process.send_signal(number)

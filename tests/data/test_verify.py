@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -172,8 +173,16 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
 
 def test_images_of_the_tests_are_no_official_data(shared: Path) -> None:
     said = Said()
-    assert not verify("cifar10_c", shared / "data" / "cifar10-c-200", say=said)
-    assert "there is no folder" in str(said)
+    folder = shared / "data" / "cifar10-c-200"
+    assert not verify("cifar10_c", folder, say=said)
+    assert said[0] == f"CIFAR-10-C: 20 problem(s) in {folder.resolve()}"
+    assert "expected uint8 (50000, 32, 32, 3), got uint8 (1000, 32, 32, 3)" in said[1]
+
+
+def test_cifar_10_c_is_not_taken_for_cifar_100_c(tmp_path: Path) -> None:
+    arrays(tmp_path)
+    (problem,) = problems(dataclasses.replace(ARRAYS, classes=100), tmp_path)
+    assert problem == "labels.npy: expected labels from 0 to 99, got 0 to 9"
 
 
 def test_exit_codes(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:

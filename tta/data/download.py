@@ -111,7 +111,8 @@ class Download:
                 + (kept if self.have else "Try again later, or take it from another address with --url")
             ) from error
         pause = max(PAUSES[failures], min(getattr(error, "pause", 0.0), LONGEST))
-        self.say(f"{self.file.name}: {_reason(error)}; trying again in {pause:g} s, {in_bytes(self.have)} are there")
+        have = f" from {in_bytes(self.have)}" if self.have else ""
+        self.say(f"{self.file.name}: {_reason(error)}; trying again{have} in {pause:g} s")
         time.sleep(pause)
 
     def _attempt(self, moved: Moved) -> None:

@@ -53,7 +53,8 @@ class Arrays:
         yield from faults
         if not faults:
             labels = np.load(folder / self.labels)
-            if labels.min() < 0 or labels.max() >= self.classes:
+            # Those of another data set with the same shapes would be too low.
+            if labels.min() < 0 or labels.max() != self.classes - 1:
                 yield (
                     f"{self.labels}: expected labels from 0 to {self.classes - 1}, got {labels.min()} to {labels.max()}"
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tta.data.catalogue import File, find
+from tta.data.catalogue import DataSet, File, find
 from tta.data.download import check_md5, part_path
 from tta.data.obtain import Say
 from tta.data.progress import in_bytes
@@ -29,7 +29,7 @@ def verify(name: str, root: str | Path, parts: str | None = None, say: Say = pri
     """
     dataset = find(name)
     chosen = dataset.choose(parts)
-    folder = dataset.place(Path(root).expanduser()).resolve()
+    folder = _folder(dataset, Path(root).expanduser().resolve())
     found = {part.name: list(part.layout.problems(folder, deep=True)) for part in chosen} if folder.is_dir() else {}
     if not found:
         say(f"there is no folder {folder}")
@@ -41,6 +41,17 @@ def verify(name: str, root: str | Path, parts: str | None = None, say: Say = pri
             say(f"  and {len(problems) - SHOWN} more")
     archives = [_archive(file, folder.with_name(file.name), say) for part in chosen for file in part.files]
     return bool(found) and not any(found.values()) and all(archives)
+
+
+def _folder(dataset: DataSet, root: Path) -> Path:
+    """Where the data set is, or a piece of it: also a root that lacks most of it, and has another name."""
+    place = dataset.place(root)
+    if place.is_dir():
+        return place
+    here = any(
+        list(p.layout.problems(root, deep=False)) != list(p.layout.problems(place, deep=False)) for p in dataset.parts
+    )
+    return root if here else place
 
 
 def _archive(file: File, path: Path, say: Say) -> bool:
