@@ -12,6 +12,8 @@ import hydra
 import pytest
 
 from tta.cli import CONFIGS
+from tta.data.catalogue import DATASETS, find
+from tta.data.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,6 +58,22 @@ def test_every_tta_command_composes() -> None:
             # One job of a sweep: the first of each list of values.
             firsts = [re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in overrides]
             assert hydra.compose("config", firsts).seed is not None
+
+
+def test_every_tta_data_command_is_understood() -> None:
+    found = [_parser().parse_args(words) for words in commands("tta-data")]
+    assert {options.command for options in found} == {"list", "get", "verify"}
+    for options in found:
+        if options.command != "list":
+            assert find(options.name).choose(options.parts)
+
+
+def test_every_data_set_is_in_its_table() -> None:
+    (table,) = re.findall(r"^\| NAME \|.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    names = [
+        name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(names) == sorted(DATASETS)
 
 
 def test_every_option_of_every_group_is_in_the_table() -> None:
