@@ -46,6 +46,16 @@ def test_gaussian_is_scikit_images(sigma: float, border: filters.Border, scipys:
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-13)
 
 
+@pytest.mark.parametrize("sigma", [2.0, 2.2, 6.0])
+@pytest.mark.parametrize(("border", "scipys"), [("nearest", "nearest"), ("symmetric", "reflect"), ("mirror", "mirror")])
+def test_gaussian_wider_than_the_image_is_scipys(sigma: float, border: filters.Border, scipys: str) -> None:
+    """At 2.2 its radius is that of the image plus one."""
+    x = noise(2, 3, 8, 8)
+    ours = filters.gaussian(torch.tensor(x), sigma, border=border)
+    expected = ndimage.gaussian_filter(x, (0, 0, sigma, sigma), mode=scipys, truncate=4)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-13)
+
+
 @pytest.mark.parametrize(("border", "cv2s"), [("mirror", cv2.BORDER_REFLECT_101), ("nearest", cv2.BORDER_REPLICATE)])
 @pytest.mark.parametrize("width", [1, 3, 17])
 def test_correlate_is_opencvs_filter(border: filters.Border, cv2s: int, width: int) -> None:

@@ -70,11 +70,20 @@ def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
         corrupt(torch.zeros(shape, dtype=torch.uint8), "fog", 1, index=INDEX)
 
 
-@pytest.mark.parametrize("size", [1, 31, 64])
+@pytest.mark.parametrize("size", [31, 64, 256])
 def test_images_of_a_size_without_constants(size: int) -> None:
-    message = f"constants for images of 32 x 32.* pixels, got {size} x {size}: resize the images, or add a table"
+    message = (
+        f"constants for images of 32 or 224 pixels, got {size} x {size}: resize the images, or say with scale=32 or "
+        "scale=224 which constants"
+    )
     with pytest.raises(ValueError, match=message):
         corrupt(torch.zeros(2, 3, size, size, dtype=torch.uint8), "fog", 1, index=INDEX)
+
+
+@pytest.mark.parametrize("size", [1, 15])
+def test_images_too_small_for_any_scale(size: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 16 x 16 pixels, got {size} x {size}: enlarge them"):
+        corrupt(torch.zeros(2, 3, size, size, dtype=torch.uint8), "fog", 1, index=INDEX, scale=32)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +128,11 @@ def test_frost_without_the_package_of_the_photographs(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("nothing_cached")
 def test_frost_with_a_photograph_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = weather._photograph_folder()
+    there = weather.photograph_folder()
     for name in weather.PHOTOGRAPHS:
         if name != "frost4.jpg":
             (tmp_path / name).symlink_to(there / name)
-    monkeypatch.setattr(weather, "_photograph_folder", lambda: tmp_path)
+    monkeypatch.setattr(weather, "photograph_folder", lambda: tmp_path)
     message = r"'frost' needs the photograph .*frost4\.jpg, which is missing: reinstall .*--force-reinstall imagecorrup"
     with pytest.raises(FileNotFoundError, match=message):
         corrupt(IMAGES, "frost", 1, index=INDEX)

@@ -143,7 +143,7 @@ def test_photographs_of_frost_are_opencvs_small_ones() -> None:
     stack, sizes = weather.frost_photographs(5)
     assert len(stack) == 5
     for name, image, (height, width) in zip(weather.PHOTOGRAPHS, stack, sizes.tolist(), strict=True):
-        whole = np.asarray(Image.open(weather._photograph_folder() / name).convert("RGB"))
+        whole = np.asarray(Image.open(weather.photograph_folder() / name).convert("RGB"))
         small = cv2.resize(whole, (0, 0), fx=0.2, fy=0.2)
         # OpenCV rounds the size, and its last row or column may then lie beyond the last whole square of 5 x 5.
         assert abs(small.shape[0] - height) <= 1
@@ -184,7 +184,7 @@ def test_frost_does_not_import_the_package_of_the_photographs() -> None:
 def test_a_photograph_is_read_from_the_folder_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(weather.PHOTOGRAPHS):
         Image.new("RGB", (200 + 5 * number, 180), (10 * number, 20, 30)).save(tmp_path / name)
-    monkeypatch.setattr(weather, "_photograph_folder", lambda: tmp_path)
+    monkeypatch.setattr(weather, "photograph_folder", lambda: tmp_path)
     weather.frost_photographs.cache_clear()
     try:
         stack, sizes = weather.frost_photographs(5)

@@ -1,6 +1,7 @@
 """The 19 common corruptions of Hendrycks & Dietterich 2019 (https://arxiv.org/abs/1903.12261), batched.
 
-``corrupt(images, name, severity, index=index)`` corrupts uint8 images as the CIFAR-10-C generator does, on any device.
+``corrupt(images, name, severity, index=index)`` corrupts uint8 images as the generators of CIFAR-10-C (32 pixels) and
+ImageNet-C (224 pixels) do, on any device.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from tta.checks import whole_number
 from tta.corruptions import blur, digital, noise, weather
-from tta.corruptions.constants import TABLES, Constants
+from tta.corruptions.constants import SCALES, Constants
 from tta.corruptions.rng import Draw, make_key
 from tta.corruptions.spatter import spatter
 
-__all__ = ["BENCHMARK", "CORRUPTIONS", "corrupt"]
+__all__ = ["BENCHMARK", "CORRUPTIONS", "SCALES", "choose_scale", "corrupt"]
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Constants, Draw], Tensor]] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -44,37 +45,43 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Constants, Draw], Tensor]] = {
 CORRUPTIONS: tuple[str, ...] = tuple(_FUNCTIONS)
 BENCHMARK: tuple[str, ...] = CORRUPTIONS[:15]
 
-# Images worked on at a time: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
-_CHUNK_CPU, _CHUNK_ELSEWHERE = 64, 4096
+# Pixels worked on at a time: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
+_PIXELS_CPU, _PIXELS_ELSEWHERE = 64 * 32**2, 4096 * 32**2
+_LEAST_SIZE = 16
 
 
-def corrupt(images: Tensor, name: str, severity: int, *, index: Tensor, seed: int = 0) -> Tensor:
-    """Corrupt images as the CIFAR-10-C generator does.
+def corrupt(
+    images: Tensor, name: str, severity: int, *, index: Tensor, seed: int = 0, scale: int | None = None
+) -> Tensor:
+    """Corrupt images as the generator of CIFAR-10-C or ImageNet-C does.
 
     Every image has its own random stream, given by ``seed``, ``name``, ``severity`` and its ``index``: its pixels do
     not depend on the other images of the batch, nor on how the data set is split into batches.
 
     Args:
-        images: uint8 (N, 3, 32, 32), RGB, 0 to 255.
+        images: uint8 (N, 3, S, S), RGB, 0 to 255.
         name: one of ``CORRUPTIONS``.
         severity: 1 to 5.
         index: int64 (N,), the place of each image in its data set.
         seed: any whole number.
+        scale: see ``choose_scale``.
 
     Returns:
-        uint8 (N, 3, 32, 32), 0 to 255, on the device of ``images``.
+        uint8 (N, 3, S, S), 0 to 255, on the device of ``images``.
 
     Raises:
-        ValueError: for an unknown name, a severity out of range, or images or indices of a wrong type or shape.
+        ValueError: for an unknown name, a severity or scale out of range, images or indices of a wrong type or shape,
+            or images that the photographs of ``frost`` do not cover.
         FileNotFoundError: for ``frost`` without the package ``imagecorruptions``.
     """
     _check_choice(name, severity)
     _check_tensors(images, index)
-    constants = TABLES[images.shape[-1]][name][severity - 1]
+    constants = SCALES[choose_scale(images.shape[-1], scale)][name][severity - 1]
     key = make_key(seed, name, severity)
     index = index.to(images.device)
     out = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    chunk = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_ELSEWHERE
+    pixels = _PIXELS_CPU if images.device.type == "cpu" else _PIXELS_ELSEWHERE
+    chunk = max(1, pixels // images.shape[-1] ** 2)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         x = images[part].to(torch.float64, memory_format=torch.contiguous_format) / 255
@@ -82,6 +89,30 @@ def corrupt(images: Tensor, name: str, severity: int, *, index: Tensor, seed: in
         # The generator rounds down, so grey levels fall by half a level on average; so do they here.
         out[part] = (x.clamp(0, 1) * 255).to(torch.uint8)
     return out
+
+
+def choose_scale(size: int, scale: int | None = None) -> int:
+    """Return the scale whose constants are meant for images of ``size`` pixels: 32 (CIFAR-10-C) or 224 (ImageNet-C).
+
+    Radii, displacements and so on are in pixels, so a scale has its look on images of its own size alone. Images of
+    another size are corrupted with the constants of the scale that is asked for, as they are, and only if one is.
+
+    Raises:
+        ValueError: if there is no such scale, or none is given for images of another size, or they are too small.
+    """
+    made_for = " or ".join(map(str, SCALES))
+    if scale is not None and (isinstance(scale, bool) or scale not in SCALES):
+        raise ValueError(f"scale must be {made_for}, or none for images of these sizes, got {scale!r}")
+    if size < _LEAST_SIZE:
+        raise ValueError(
+            f"images must have at least {_LEAST_SIZE} x {_LEAST_SIZE} pixels, got {size} x {size}: enlarge them"
+        )
+    if scale is None and size not in SCALES:
+        raise ValueError(
+            f"there are constants for images of {made_for} pixels, got {size} x {size}: resize the images, or say with "
+            f"scale={' or scale='.join(map(str, SCALES))} which constants they are to be corrupted with"
+        )
+    return size if scale is None else scale
 
 
 def _check_choice(name: str, severity: int) -> None:
@@ -102,12 +133,6 @@ def _check_tensors(images: Tensor, index: Tensor) -> None:
         raise ValueError(
             f"images must be square RGB of shape (N, 3, S, S), got {tuple(images.shape)}: permute (N, S, S, 3) with "
             "images.permute(0, 3, 1, 2)"
-        )
-    if images.shape[-1] not in TABLES:
-        sizes = ", ".join(f"{size} x {size}" for size in TABLES)
-        raise ValueError(
-            f"there are constants for images of {sizes} pixels, got {images.shape[-1]} x {images.shape[-1]}: resize "
-            "the images, or add a table to tta/corruptions/constants.py"
         )
     if index.dtype != torch.int64 or index.shape != images.shape[:1]:
         raise ValueError(

@@ -40,12 +40,30 @@ def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: f
     total = weights[0] + 2 * sum(weights[1:])
     for dim in (-2, -1):
         size = x.shape[dim]
+        if radius > size:
+            x = _gaussian_folded(x, weights, total, dim, border)
+            continue
         padded = pad(x, radius, dim, border)
         x = x * (weights[0] / total)
         for i in range(radius, 0, -1):
             pair = padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)
             x.add_(pair, alpha=weights[i] / total)
     return x
+
+
+def _gaussian_folded(x: Tensor, weights: list[float], total: float, dim: int, border: Border) -> Tensor:
+    """Blur one dimension with a Gaussian wider than the image: taps that the border maps to one place are one tap."""
+    size, radius = x.shape[dim], len(weights) - 1
+    tap = torch.arange(-radius, radius + 1, device=x.device)
+    place = fold(torch.arange(size, device=x.device)[:, None] + tap, size, border)
+    weight = torch.tensor(weights, dtype=x.dtype).to(x.device)[tap.abs()] / total
+    # On the CPU, where a sum is made in order.
+    table = torch.zeros(size, size, dtype=x.dtype).scatter_add_(1, place.cpu(), weight.cpu().expand(size, -1))
+    out, table = torch.zeros_like(x), table.to(x.device)
+    for k in range(size):
+        column = table[:, k, None] if dim == -2 else table[:, k]
+        out.addcmul_(x.narrow(dim, k, 1), column)
+    return out
 
 
 def correlate(x: Tensor, kernel: list[list[float]], border: Border = "mirror") -> Tensor:

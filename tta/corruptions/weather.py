@@ -42,8 +42,13 @@ def frost(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Add a random crop of a random photograph of frost."""
     image_weight, frost_weight, step = constants
     photographs, sizes = frost_photographs(int(step))
+    size, least = x.shape[-1], int(sizes.min())
+    if size >= least:
+        raise ValueError(
+            f"frost is for images of less than {least} x {least} pixels at this scale, the size of a photograph, "
+            f"got {size} x {size}: resize the images, or leave frost out"
+        )
     photographs, sizes = photographs.to(x.device), sizes.to(x.device)
-    size = x.shape[-1]
     which = draw.integers(0, len(sizes))
     corner = draw.integers(0, sizes[which] - size, 2)
     line = torch.arange(size, device=x.device)
@@ -64,7 +69,7 @@ def frost_photographs(step: int) -> tuple[Tensor, Tensor]:
     Raises:
         FileNotFoundError: if the package or one of its photographs is missing.
     """
-    folder = _photograph_folder()
+    folder = photograph_folder()
     images = []
     for name in PHOTOGRAPHS:
         path = folder / name
@@ -83,7 +88,8 @@ def frost_photographs(step: int) -> tuple[Tensor, Tensor]:
     return stack, sizes
 
 
-def _photograph_folder() -> Path:
+def photograph_folder() -> Path:
+    """Find the folder of the photographs without importing their package, which fails with today's libraries."""
     spec = importlib.util.find_spec("imagecorruptions")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(

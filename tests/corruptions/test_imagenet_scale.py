@@ -1,0 +1,197 @@
+"""The 224-pixel scale against the recipe image by image in NumPy, SciPy, scikit-image, OpenCV and Pillow.
+
+Both are given the same random numbers, so that what is random is compared pixel by pixel too.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage, stats
+from torch import Tensor
+
+from tta.corruptions import CORRUPTIONS, SCALES, corrupt
+from tta.corruptions.rng import Draw, make_key
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SEED, PLACES = 3, (7, 401)
+# As the description of the recipe has them, for severities 1 to 5.
+RECIPE = """
+gaussian_noise | .08 .12 .18 .26 .38
+shot_noise | 60 25 12 5 3
+impulse_noise | .03 .06 .09 .17 .27
+defocus_blur | (3,.1) (4,.5) (6,.5) (8,.5) (10,.5)
+glass_blur | (.7,1,2) (.9,2,1) (1,2,3) (1.1,3,2) (1.5,4,2)
+motion_blur | (10,3) (15,5) (15,8) (15,12) (20,15)
+zoom_blur | (1.11,.01) (1.16,.01) (1.21,.02) (1.26,.02) (1.31,.03)
+snow | (.1,.3,3,.5,10,4,.8) (.2,.3,2,.5,12,4,.7) (.55,.3,4,.9,12,8,.7) (.55,.3,4.5,.85,12,8,.65) \
+(.55,.3,2.5,.85,12,12,.55)
+frost | (1,.4,1) (.8,.6,1) (.7,.7,1) (.65,.7,1) (.6,.75,1)
+fog | (1.5,2) (2,2) (2.5,1.7) (2.5,1.5) (3,1.4)
+brightness | .1 .2 .3 .4 .5
+contrast | .4 .3 .2 .1 .05
+elastic_transform | (488,170.8,24.4) (488,19.52,48.8) (12.2,2.44,4.88) (17.08,2.44,4.88) (29.28,2.44,4.88)
+pixelate | .6 .5 .4 .3 .25
+jpeg_compression | 25 18 15 10 7
+speckle_noise | .15 .2 .35 .45 .6
+gaussian_blur | 1 2 3 4 6
+spatter | (.65,.3,4,.69,.6,0) (.65,.3,3,.68,.6,0) (.65,.3,2,.68,.5,0) (.65,.3,1,.65,1.5,1) (.67,.4,1,.65,1.5,1)
+saturate | (.3,0) (.1,0) (2,0) (5,.1) (20,.2)
+"""
+
+
+def read_recipe() -> dict[str, list[tuple[float, ...]]]:
+    lines = [line.split(" | ") for line in RECIPE.strip().splitlines()]
+    words = {name: re.findall(r"[^ ()]+", values) for name, values in lines}
+    return {name: [tuple(map(float, word.split(","))) for word in found] for name, found in words.items()}
+
+
+class SameDraws:
+    """The random numbers that ``corrupt`` gives an image, as a NumPy generator gives them."""
+
+    def __init__(self, name: str, severity: int, index: int) -> None:
+        self.draw = Draw(make_key(SEED, name, severity), torch.tensor([index]))
+
+    def normal(self, mean: float, deviation: float, shape: tuple[int, ...]) -> np.ndarray:
+        return mean + deviation * self._shaped(self.draw.normal, shape)
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...] = ()) -> np.ndarray:
+        return low + (high - low) * self._shaped(self.draw.uniform, shape)
+
+    def poisson(self, mean: np.ndarray) -> np.ndarray:
+        return stats.poisson.ppf(self._shaped(self.draw.uniform, mean.shape), mean)
+
+    def integers(self, low: int, high: Any, shape: Any = ()) -> np.ndarray:
+        shape = (shape,) if isinstance(shape, int) else shape
+        return self.draw.integers(low, torch.as_tensor(high), *shape)[0].numpy()
+
+    @staticmethod
+    def _shaped(draws: Any, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 3 and shape[-1] == 3:  # of an image: ours has its channels first
+            return draws(3, *shape[:2])[0].permute(1, 2, 0).numpy()
+        return draws(*shape)[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def plain() -> ModuleType:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import plain_corruptions
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return plain_corruptions
+
+
+@pytest.fixture(scope="module")
+def images(shared: Path) -> Tensor:
+    """Two photographs, uint8 (2, 3, 224, 224)."""
+    folders = sorted((shared / "data" / "imagenet-224-1000").iterdir())
+    files = [next(folders[place].iterdir()) for place in PLACES]
+    return torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) for file in files])
+
+
+def both(images: Tensor, name: str, severity: int, plain: ModuleType) -> tuple[np.ndarray, np.ndarray]:
+    ours = corrupt(images, name, severity, index=torch.tensor(PLACES), seed=SEED).permute(0, 2, 3, 1).numpy()
+    constants = SCALES[224][name][severity - 1]
+    theirs = [
+        plain.plain(image.permute(1, 2, 0).numpy().copy(), name, constants, SameDraws(name, severity, index))
+        for image, index in zip(images, PLACES, strict=True)
+    ]
+    return ours.astype(int), np.stack(theirs).astype(int)
+
+
+def exact_warp(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Map affinely, at real-valued places."""
+    a, b, c = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2].T
+    rows, columns = np.mgrid[: len(x), : len(x)]
+    x_of, y_of = (a[k] * columns + b[k] * rows + c[k] for k in (0, 1))
+    return np.stack(
+        [ndimage.map_coordinates(x[..., k], [y_of, x_of], order=1, mode="mirror") for k in range(3)], axis=-1
+    )
+
+
+def test_constants_are_those_of_the_recipe() -> None:
+    recipe = read_recipe()
+    assert list(recipe) == list(CORRUPTIONS) == list(SCALES[224])
+    for name, values in recipe.items():
+        assert [pytest.approx(found) for found in SCALES[224][name]] == values, name
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_pixels_are_the_plain_recipes(
+    images: Tensor, name: str, severity: int, plain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain, "warp", exact_warp)
+    ours, theirs = both(images, name, severity, plain)
+    difference = np.abs(ours - theirs)
+    assert (difference == 0).mean() > 0.999, f"{(difference == 0).mean()}"
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("severity", [1, 5])
+def test_opencvs_rounding_of_places_hardly_shows(images: Tensor, severity: int, plain: ModuleType) -> None:
+    ours, theirs = both(images, "elastic_transform", severity, plain)
+    assert np.abs(ours - theirs).mean() < 1
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("severity", [1, 5])
+def test_pixels_do_not_depend_on_the_batch(images: Tensor, name: str, severity: int) -> None:
+    three, index = torch.cat((images, images[:1].flip(3))), torch.tensor([5, 2, 9])
+    whole = corrupt(three, name, severity, index=index)
+    for one in (2, 0, 1):
+        alone = corrupt(three[one : one + 1], name, severity, index=index[one : one + 1])
+        assert torch.equal(alone[0], whole[one])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_the_gpu_gives_the_pixels_of_the_cpu(images: Tensor, name: str, severity: int) -> None:
+    index = torch.tensor(PLACES)
+    expected = corrupt(images, name, severity, index=index).int()
+    found = corrupt(images.cuda(), name, severity, index=index).cpu().int()
+    assert ((found - expected).abs() <= 1).double().mean() > 0.9999
+    assert (found == expected).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("scale", [32, 224])
+@pytest.mark.parametrize("size", [16, 51])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_other_sizes_are_corrupted_with_the_constants_asked_for(name: str, size: int, scale: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    for severity in (1, 5):
+        out = corrupt(some, name, severity, index=torch.arange(2), scale=scale)
+        assert (out.dtype, out.shape) == (torch.uint8, some.shape)
+        assert not torch.equal(out, some)
+
+
+def test_the_scale_of_an_images_own_size_is_the_default_and_may_be_said_or_changed() -> None:
+    some = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    index = torch.arange(2)
+    own = corrupt(some, "contrast", 3, index=index)
+    assert torch.equal(corrupt(some, "contrast", 3, index=index, scale=32), own)
+    assert not torch.equal(corrupt(some, "contrast", 3, index=index, scale=224), own)
+
+
+@pytest.mark.parametrize("scale", [0, 64, "224", True, 32.5])
+def test_wrong_scale(scale: Any) -> None:
+    message = f"scale must be 32 or 224, or none for images of these sizes, got {scale!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        corrupt(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "fog", 1, index=torch.arange(1), scale=scale)
+
+
+def test_images_larger_than_the_photographs_of_frost() -> None:
+    large = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"frost is for images of less than \d+ x \d+ pixels at this scale, .* got 300 x 300: resize"):
+        corrupt(large, "frost", 1, index=torch.arange(1), scale=32)
