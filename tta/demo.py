@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tta.backbones import Backbone, timm_backbone
-from tta.corruptions import corrupt
+from tta.corruptions import corrupt, recipe_digest
 from tta.paths import atomic_file, cache_dir
 from tta.streams.base import Domain, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
@@ -144,10 +144,4 @@ def _train(checkpoint: Path) -> None:
 @cache
 def _recipe_digest() -> str:
     """Name of what the corrupted digits are made by, so that a cache of an older recipe is never taken."""
-    recipe = hashlib.sha256()
-    module = sys.modules[corrupt.__module__].__file__
-    assert module is not None
-    for file in sorted(Path(module).parent.glob("*.py")):
-        recipe.update(file.read_bytes())
-    recipe.update(metadata.version("mlxtend").encode())
-    return recipe.hexdigest()[:10]
+    return hashlib.sha256(f"{recipe_digest()} {metadata.version('mlxtend')}".encode()).hexdigest()[:10]

@@ -47,6 +47,7 @@ DETERMINANTS = ("model", "stream", "scenario", "method", "seed", "precision")
 
 PLACES = (
     "stream.root",
+    "stream.source",
     "stream.workers",
     "stream.download",
     "model.checkpoint",

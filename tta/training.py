@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tta.streams.clean import are_images, read_npz
+from tta.streams.labelled import read_labelled
 
 Report = Callable[[int, float], None]
 """Called after each epoch with its number, from 1, and the mean loss in nats."""
@@ -104,13 +103,8 @@ def load_clean(path: Path, size: int | None = None) -> tuple[Tensor, Tensor]:
         return _load_folder(path, size)
     if not path.is_file():
         raise FileNotFoundError(f"there is no data set {path}: expected an .npz file or a folder of classes")
-    images, labels = read_npz(path, "images", "labels")
-    if not are_images(images) or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{path}: expected images uint8 (N, H, W, 3) and labels of whole numbers (N,), got {images.dtype} "
-            f"{images.shape} and {labels.dtype} {labels.shape}"
-        )
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+    images, labels = read_labelled(path)
+    return torch.from_numpy(images).permute(0, 3, 1, 2), labels
 
 
 def _load_folder(path: Path, size: int | None) -> tuple[Tensor, Tensor]:

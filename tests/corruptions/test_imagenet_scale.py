@@ -193,5 +193,7 @@ def test_wrong_scale(scale: Any) -> None:
 
 def test_images_larger_than_the_photographs_of_frost() -> None:
     large = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"frost is for images of less than \d+ x \d+ pixels at this scale, .* got 300 x 300: resize"):
+    with pytest.raises(
+        ValueError, match=r"frost is for images of less than \d+ x \d+ pixels at this scale, .* got 300 x 300: resize"
+    ):
         corrupt(large, "frost", 1, index=torch.arange(1), scale=32)

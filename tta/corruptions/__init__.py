@@ -7,7 +7,10 @@ ImageNet-C (224 pixels) do, on any device.
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from tta.corruptions.constants import SCALES, Constants
 from tta.corruptions.rng import Draw, make_key
 from tta.corruptions.spatter import spatter
 
-__all__ = ["BENCHMARK", "CORRUPTIONS", "SCALES", "choose_scale", "corrupt"]
+__all__ = ["BENCHMARK", "CORRUPTIONS", "SCALES", "choose_scale", "corrupt", "recipe_digest"]
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Constants, Draw], Tensor]] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -113,6 +116,15 @@ def choose_scale(size: int, scale: int | None = None) -> int:
             f"scale={' or scale='.join(map(str, SCALES))} which constants they are to be corrupted with"
         )
     return size if scale is None else scale
+
+
+@functools.cache
+def recipe_digest() -> str:
+    """Name of the recipe's version, made of its code: what an older one made is never taken for its own."""
+    recipe = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        recipe.update(file.read_bytes())
+    return recipe.hexdigest()[:10]
 
 
 def _check_choice(name: str, severity: int) -> None:

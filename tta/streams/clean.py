@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tta.checks import whole_number
 from tta.data.layouts import EXTENSIONS
+from tta.streams.imagenet import imagenet_crop
 
 KEY = "method.fisher"
 """Where a configuration has the arguments below."""
@@ -169,15 +170,13 @@ class _Files:
         return f"{self.size} ".encode() + self.paths[sample].read_bytes()
 
     def _decode(self, path: Path) -> np.ndarray:
-        from torchvision.transforms.functional import center_crop, resize
-
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
             raise ValueError(f"{path} cannot be read ({error}): fetch it again, or delete it") from error
         if self.size is not None:
-            image = center_crop(resize(image, self.size * 8 // 7), self.size)
+            image = imagenet_crop(image, self.size)
         return np.array(image)
 
 

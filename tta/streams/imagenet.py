@@ -23,12 +23,14 @@ class FileImages:
         paths: a file for each sample.
         size: expected height and width in pixels.
         skip: leave out files that cannot be read, instead of raising.
+        crop: images of other sizes are resized and cropped, see ``imagenet_crop``; otherwise they count as unreadable.
     """
 
-    def __init__(self, paths: list[Path], size: int, skip: bool) -> None:
+    def __init__(self, paths: list[Path], size: int, skip: bool, crop: bool = False) -> None:
         self.paths = paths
         self.size = size
         self.skip = skip
+        self.crop = crop
 
     def __call__(self, index: Tensor) -> Loaded:
         """Decode the images of these indices into uint8 (n, 3, size, size)."""
@@ -51,7 +53,8 @@ class FileImages:
     def _decode(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
+                rgb = image.convert("RGB")
+                pixels = np.array(imagenet_crop(rgb, self.size) if self.crop else rgb)
         except UnidentifiedImageError:
             raise ValueError("not an image") from None
         if pixels.shape[:2] != (self.size, self.size):
@@ -107,6 +110,13 @@ def imagenet_c(
             images, labels = levels[level]
             domains.append(Domain(name, level, labels, images))
     return Stream(domains, 1000, batch_size, limit, workers)
+
+
+def imagenet_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to 8/7 of ``size`` and cut out the middle: 256 and 224, as ImageNet-C was made."""
+    from torchvision.transforms.functional import center_crop, resize
+
+    return center_crop(resize(image, size * 8 // 7), size)
 
 
 @cache

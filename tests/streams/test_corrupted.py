@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tta.corruptions import corrupt
+from tta.runs import fingerprint
+from tta.streams import Batch, Scenario, Stream
+from tta.streams import corrupted as module
+from tta.streams.corrupted import corrupted
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+LABELS = np.arange(30) % 10
+CLEAN = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("clean") / "clean.npz"
+    np.savez(file, images=PIXELS, labels=LABELS)
+    return str(file)
+
+
+def make(source: str, **options: Any) -> Stream:
+    return corrupted(source, **{"corruptions": ["fog", "shot_noise"], "workers": 0, **options})
+
+
+def read(stream: Stream, seed: int = 0) -> list[Batch]:
+    return list(stream.batches(stream.plan(Scenario(), seed)))
+
+
+def by_sample(batches: list[Batch]) -> dict[tuple[str, int], torch.Tensor]:
+    pairs = [(batch, k) for batch in batches for k in range(len(batch.index))]
+    return {(batch.domain, int(batch.index[k])): batch.images[k] for batch, k in pairs}
+
+
+def test_images_are_those_of_corrupt(source: str) -> None:
+    found = by_sample(read(make(source, severity=3, seed=5, batch_size=7)))
+    assert len(found) == 60
+    for name in ("fog", "shot_noise"):
+        expected = corrupt(CLEAN, name, 3, index=torch.arange(30), seed=5)
+        for sample in range(30):
+            assert found[name, sample].dtype == torch.uint8
+            assert torch.equal(found[name, sample], expected[sample])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"limit": 11}, {"workers": 2}])
+def test_an_images_noise_depends_on_nothing_but_its_place_and_the_seed(source: str, options: dict[str, Any]) -> None:
+    expected = by_sample(read(make(source)))
+    found = by_sample(read(make(source, **options), seed=3))
+    assert len(found) == (22 if "limit" in options else 60)
+    assert all(torch.equal(image, expected[key]) for key, image in found.items())
+
+
+def test_labels_classes_and_severity(source: str) -> None:
+    stream = make(source, severity=2)
+    assert stream.num_classes == 10
+    for batch in read(stream):
+        assert [visit.severity for visit in batch.visits] == [2]
+        assert batch.labels.tolist() == (batch.index % 10).tolist()
+    assert make(source, num_classes=12).num_classes == 12
+    assert [domain.severity for domain in make(source, severity=[1, 5]).domains[:2]] == [1, 5]
+
+
+def test_digest_names_images_corruption_and_recipe(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = make(source).digest
+    assert make(source, workers=1, batch_size=3).digest == digest
+    for options in ({"severity": 4}, {"seed": 1}, {"scale": 224}, {"corruptions": ["shot_noise", "fog"]}):
+        assert make(source, **options).digest != digest, options
+    monkeypatch.setattr(module, "recipe_digest", lambda: "another version")
+    assert make(source).digest != digest
+
+
+def test_a_run_is_the_same_wherever_the_source_is() -> None:
+    rest: dict[str, Any] = {"model": {}, "scenario": {}, "method": {}, "seed": 0, "precision": "fp32"}
+    one, other = ({"stream": {"source": place, "seed": 0}, **rest} for place in ("a.npz", "b.npz"))
+    assert fingerprint(one, "weights", "data") == fingerprint(other, "weights", "data")
+    other["stream"]["seed"] = 1
+    assert fingerprint(one, "weights", "data") != fingerprint(other, "weights", "data")
+
+
+def photographs(root: Path, size: int = 48) -> str:
+    for number, wnid in enumerate(("n01440764", "n01443537")):
+        (root / wnid).mkdir()
+        for k in range(3):
+            pixels = np.random.default_rng([number, k]).integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / wnid / f"{k}.png")
+    return str(root)
+
+
+def test_a_folder_is_resized_cropped_and_corrupted(tmp_path: Path) -> None:
+    root = photographs(tmp_path)
+    (batch,) = read(make(root, corruptions="contrast", size=32))
+    clean = corrupted(root, size=32).domains[0].load.clean(batch.index).images  # type: ignore[attr-defined]
+    assert torch.equal(batch.images, corrupt(clean, "contrast", 5, index=batch.index))
+    with pytest.raises(ValueError, match=r"stream.scale: .*32 or 224 pixels, got 48 x 48: resize the images, or say"):
+        make(root)
+    (batch,) = read(make(root, corruptions="contrast", scale=224))
+    assert batch.images.shape == (6, 3, 48, 48)
+
+
+def test_unreadable_images_are_left_out_and_the_others_keep_their_noise(tmp_path: Path) -> None:
+    root = photographs(tmp_path, size=32)
+    expected = by_sample(read(make(root)))
+    (tmp_path / "n01440764" / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1\.png .* stream.on_error=skip"):
+        read(make(root))
+    batches = read(make(root, on_error="skip"))
+    assert [len(batch.skipped) for batch in batches] == [1, 1]
+    found = by_sample(batches)
+    assert set(expected) - set(found) == {("fog", 1), ("shot_noise", 1)}
+    assert all(torch.equal(image, expected[key]) for key, image in found.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"severity": 6}, "stream.severity must be a whole number from 1 to 5, got 6"),
+        ({"seed": -1}, "stream.seed must be a whole number of at least 0, got -1"),
+        ({"scale": 64}, "stream.scale: scale must be 32 or 224, or none for images of these sizes, got 64"),
+        ({"corruptions": "foggy"}, "there is no corruption 'foggy'"),
+    ],
+)
+def test_wrong_options(source: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(source, **options)
