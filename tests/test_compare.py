@@ -88,6 +88,14 @@ def test_the_command_writes_a_table_and_a_figure(runs: Path, capsys: pytest.Capt
     assert not (runs / "comparison-lr.png").exists()  # there is one learning rate
 
 
+def test_a_methods_seed_that_is_the_runs_does_not_tell_runs_apart(runs: Path) -> None:
+    for seed in range(3):
+        write_run(
+            runs / f"r{seed}", "roid", seed, {"fog": 0.5, "snow": 0.1}, method_config={"_target_": "x", "seed": seed}
+        )
+    assert table(find_runs([runs])).loc["roid", "seeds"] == 3
+
+
 def test_runs_that_differ_in_another_option_are_not_seeds_of_each_other(runs: Path) -> None:
     for number, momentum in enumerate((0.0, 0.9)):
         method_config = {"_target_": "x", "objective": {}, "optimizer": {"lr": 0.1, "momentum": momentum}}

@@ -106,10 +106,16 @@ def _tell_apart(runs: Sequence[Run]) -> None:
     for run in runs:
         same.setdefault(run.label, []).append(run)
     for group in same.values():
-        options = [dict(_flat(run.summary["config"]["method"])) for run in group]
+        options = [dict(_options(run)) for run in group]
         keys = sorted(key for key in set().union(*options) if len({str(o.get(key)) for o in options}) > 1)
         for run, found in zip(group, options, strict=True):
             run.detail = "".join(f" {key}={found.get(key)}" for key in keys)
+
+
+def _options(run: Run) -> Iterator[tuple[str, Any]]:
+    """Options of a run's method, but for the run's own seed, which tells no methods apart."""
+    config = run.summary["config"]
+    return (option for option in _flat(config["method"]) if option != ("seed", config["seed"]))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
