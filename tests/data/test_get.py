@@ -17,7 +17,7 @@ from faulty_server import Server
 from tiny_data import MD5, TAR, Said, complete, left
 from tta.data import catalogue, obtain
 from tta.data.catalogue import DataSet, File, Part
-from tta.data.layouts import Arrays
+from tta.data.layouts import Arrays, Images
 from tta.data.obtain import get
 
 
@@ -174,3 +174,19 @@ def test_files_that_are_no_archives(tmp_path: Path, server: Server, monkeypatch:
     assert {file.name for file in tmp_path.iterdir()} == {"TWO", ".TWO.lock"}
     with pytest.raises(ValueError, match=r"--url is the address of one file, but data.npy, labels.npy are asked for"):
         get("two", tmp_path, url=server.url("data.npy"))
+
+
+def test_a_folder_that_lacks_images_is_replaced(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"fog/{severity}/n00000000/a.JPEG": b"x" for severity in "12345"}
+    server.files["t.tar"] = tiny_data.archive(images, folder="weather/")
+    part = Part("weather", (File("t.tar", server.url("t.tar")),), Images(("fog",), classes=1, each=1))
+    monkeypatch.setitem(catalogue.DATASETS, "tree", DataSet("tree", "Tree", "TREE", (part,)))
+    (tmp_path / "TREE" / "fog" / "1" / "n00000000").mkdir(parents=True)
+    (tmp_path / "TREE" / "snow").mkdir()
+    get("tree", tmp_path)
+    made = {str(path.relative_to(tmp_path / "TREE")) for path in (tmp_path / "TREE").rglob("*.JPEG")}
+    assert made == set(images)
+    assert {path.name for path in (tmp_path / "TREE").iterdir()} == {"fog", "snow"}
+    assert left(tmp_path) == {"TREE", ".TREE.lock"}
