@@ -7,8 +7,8 @@
 # 5 corruptions, 2 000 images each, made here from the clean test images; a narrow ResNet-18; Adam with the learning
 # rate of the official CIFAR-10 runs, 0.001, for all (scripts/reproduce_objectives.sh has the objectives over a grid).
 # EATA's Fisher information comes from the training images. RDumb, which is ETA for its first 1 000 batches, begins anew
-# after 50 of the 100 there are. Methods that forward many views of an image see fewer images (CoTTA 400 of each
-# corruption, MEMO 50), and have tables of their own, with both baselines. Finished runs are found again, so it can be
+# after 50 of the 100 there are. Methods that forward many views of an image see fewer images (CoTTA 1 000 of each
+# corruption, MEMO 200), and have tables of their own, with both baselines. Finished runs are found again, so it can be
 # stopped and started. Ends with tables and figures in runs/methods/<scenario>, <scenario>_cotta and <scenario>_memo.
 set -euo pipefail
 data=$1 clean=$2 checkpoint=$3 runs=$4
@@ -26,7 +26,7 @@ for scenario in single_domain continual; do
     tta -m "${there[@]}" objective=em,adadem method=eata "method.fisher.root=$clean"
     tta -m "${there[@]}" objective=em,adadem method=rdumb method.reset_every=50
     tta-compare "$runs/$scenario"
-    for few in cotta:400 memo:50; do
+    for few in cotta:1000 memo:200; do
         method=${few%:*} limit=${few#*:}
         tta -m "${there[@]}" method="source,bn_adapt,$method" stream.limit="$limit" "runs_dir=$runs/${scenario}_$method"
         tta-compare "$runs/${scenario}_$method"
