@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
+    python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
 
 Times are medians over rounds in which every candidate takes its turn, so that other work on the machine meets all of
 them alike. The table says the command, versions and device.
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from tta.backbones import timm_backbone
 from tta.cli import CONFIGS
+from tta.corruptions import CORRUPTIONS, SCALES, corrupt
 from tta.devices import choose_device, describe_device
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
@@ -54,11 +56,19 @@ def main() -> None:
     command.add_argument("--batch", type=int, default=64, help="images")
     command.add_argument("--size", type=int, default=64, help="of the images, in pixels")
     command.add_argument("--methods", nargs="+", default=METHODS, help="default: all")
+    command = commands.add_parser("corruptions", parents=[common], help="images per second of each corruption")
+    command.add_argument("--scales", nargs="+", type=int, choices=SCALES, default=list(SCALES))
+    command.add_argument("--batch", type=int, default=64, help="images of 32 pixels; of larger ones as many pixels")
+    command.add_argument("--severity", type=int, default=3)
+    command.add_argument("--corruptions", nargs="+", choices=CORRUPTIONS, default=CORRUPTIONS, metavar="NAME")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if options.what == "objectives":
         lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
+    elif options.what == "corruptions":
+        how = (device, options.rounds, options.batch, options.severity)
+        lines = corruptions(options.corruptions, options.scales, *how)
     else:
         work = Workload(options.model, options.batch, options.size, device, options.threads)
         lines = methods(work, options.rounds, options.methods)
@@ -179,6 +189,51 @@ def _resident(key: str) -> int:
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
+
+
+def corruptions(
+    names: Sequence[str], scales: Sequence[int], device: torch.device, rounds: int, batch: int, severity: int
+) -> list[str]:
+    """Images per second of each corruption, ours against the recipe in NumPy and OpenCV, image by image on one core."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    heads = [word for size in scales for word in (f"{size} px: images/s", "recipe", "ratio")]
+    rows: dict[str, list[str]] = {"": heads, "---": ["---:"] * len(heads)}
+    ratios: dict[int, list[float]] = {size: [] for size in scales}
+    for name in names:
+        rows[name] = []
+        for size in scales:
+            ours, theirs = _speeds(name, severity, size, max(2, batch * 32**2 // size**2), device, rounds)
+            ratios[size].append(ours / theirs)
+            rows[name] += [f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.1f}"]
+    rows["geometric mean"] = [
+        cell for size in scales for cell in ("", "", f"{statistics.geometric_mean(ratios[size]):.1f}")
+    ]
+    title = f"Images per second at severity {severity}; ours in batches, the recipe image by image on one core."
+    return [title, "", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+
+
+def _speeds(name: str, severity: int, size: int, count: int, device: torch.device, rounds: int) -> tuple[float, float]:
+    """Images per second of ours and of the recipe."""
+    import numpy as np
+    from plain_corruptions import plain
+
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    images, index, few = (smooth * 255).to(torch.uint8).to(device), torch.arange(count), min(count, 2)
+    arrays = [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in images[:few]]
+    constants, rng = SCALES[size][name][severity - 1], np.random.default_rng(0)
+
+    def ours() -> None:
+        corrupt(images, name, severity, index=index)
+
+    def recipe() -> None:
+        for array in arrays:
+            plain(array, name, constants, rng)
+
+    seconds = medians({"ours": ours, "recipe": recipe}, device, rounds)
+    return count / seconds["ours"], few / seconds["recipe"]
 
 
 def medians(candidates: Mapping[str, Callable[[], None]], device: torch.device, rounds: int) -> dict[str, float]:

@@ -31,3 +31,15 @@ def test_methods_are_ratios_of_a_forward_pass_and_say_where_they_come_from(tmp_p
     assert memory.endswith(" MiB")
     assert all(float(cell) > 0 for row in rows[3:] for cell in row[1:])
     assert "benchmark.py methods --device cpu" in out.read_text()
+
+
+def test_corruptions_are_images_per_second_beside_the_plain_recipes(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["corruptions", "--device", "cpu", "--rounds", "1", "--batch", "2", "--scales", "32"]
+    words += ["--corruptions", "fog", "contrast", "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["fog", "contrast", "geometric mean"]
+    for ours, recipe, ratio in (row[1:] for row in rows[2:4]):
+        assert abs(float(ratio) - float(ours) / float(recipe)) < 0.1 + 0.01 * float(ratio)
+    assert "benchmark.py corruptions --device cpu" in out.read_text()
