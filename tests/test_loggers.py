@@ -13,7 +13,7 @@ from tta.loggers import Progress, Wandb
 
 ROW = {"step": 0, "domain": "fog", "severity": 5, "n": 8, "batch_accuracy": 0.5, "domain_accuracy": 0.5}
 ROW |= {"online_accuracy": 0.25, "entropy": 1.5, "loss": None, "used": None, "seconds": 0.1}
-DOMAIN = {"domain": "fog", "severity": 5, "n": 8, "accuracy": 0.5}
+DOMAIN = {"domain": "fog", "severity": 5, "visit": 1, "n": 8, "accuracy": 0.5}
 SUMMARY = {"accuracy": 0.5, "online_accuracy": 0.25, "images": 8, "seconds": 1.0}
 
 
@@ -47,6 +47,7 @@ def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch
     for step in range(3):
         logger.batch({**ROW, "step": step})
     logger.domain(DOMAIN)
+    logger.domain({**DOMAIN, "visit": 2, "accuracy": 0.75})
     logger.finish(SUMMARY)
     logger.close()
     records = offline_records(tmp_path)
@@ -67,6 +68,7 @@ def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch
             summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
     assert summary["accuracy"] == 0.5
     assert summary["domain/fog-5/accuracy"] == 0.5
+    assert summary["domain/fog-5-visit2/accuracy"] == 0.75
 
 
 def test_wandb_disabled_takes_everything(tmp_path: Path) -> None:
