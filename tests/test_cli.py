@@ -236,6 +236,13 @@ def test_bf16_runs(tta_command: Command, small: list[str], tmp_path: Path) -> No
     assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["config"]["precision"] == "bf16"
 
 
+def test_the_command_leaves_the_environment_as_it_was(tta_command: Command, small: list[str]) -> None:
+    before = dict(os.environ)
+    with pytest.raises(SystemExit, match="seed must be"):
+        tta_command(*small, "seed=-1")
+    assert dict(os.environ) == before
+
+
 def test_help_names_groups_options_and_examples(tta_command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     tta_command("--help")
     text = capsys.readouterr().out

@@ -48,6 +48,9 @@ def main() -> None:
         if debug:
             raise
         raise SystemExit(f"tta: error: {_message(error)}") from None
+    finally:
+        if not debug:
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # or processes that the caller starts would take it for a wish
 
 
 def _print_help() -> None:
