@@ -41,6 +41,8 @@ def offline_records(folder: Path) -> list[Any]:
 
 
 def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
     monkeypatch.setenv("HOME", str(tmp_path))
     logger = Wandb(project="test", mode="offline")
     logger.start("a run", {"seed": 3}, tmp_path, 8)
@@ -50,6 +52,7 @@ def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch
     logger.domain({**DOMAIN, "visit": 2, "accuracy": 0.75})
     logger.finish(SUMMARY)
     logger.close()
+    wandb.teardown()  # as the process's end does: wandb's service writes the last records after finish() has returned
     records = offline_records(tmp_path)
     history = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
