@@ -23,7 +23,7 @@ class Backbone(nn.Module):
 
     Args:
         net: takes normalised images.
-        num_classes: C.
+        num_classes: C, and so ``total_classes``, unless it is restricted to a part of them.
         mean: of each channel, in [0, 1]; ``None`` with ``std`` when ``net`` normalises by itself.
         std: of each channel.
         tag: which weights these are; it goes into every result.
@@ -31,6 +31,7 @@ class Backbone(nn.Module):
 
     mean: Tensor | None
     std: Tensor | None
+    classes: Tensor | None
 
     def __init__(
         self,
@@ -42,16 +43,38 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
-        self.num_classes = num_classes
+        self.num_classes = self.total_classes = num_classes
         self.tag = tag
         self.register_buffer("mean", _channels("mean", mean), persistent=False)
         self.register_buffer("std", _channels("std", std), persistent=False)
+        self.register_buffer("classes", None, persistent=False)
+
+    def restrict(self, classes: Tensor, total: int) -> None:
+        """Give the logits of a part of the classes alone, so that whatever is made of them is about this part.
+
+        The softmax, entropies and the number of classes are those of a network whose classifier has these rows only.
+
+        Args:
+            classes: int64 (C,), places among all classes, in the order that the logits are to have.
+            total: how many classes there must be in all.
+
+        Raises:
+            ValueError: if the network has not so many, or is restricted already.
+        """
+        if self.total_classes != total or self.classes is not None:
+            raise ValueError(f"{self.tag} has {self.num_classes} classes, it cannot be restricted to some of {total}")
+        self.classes = classes
+        self.num_classes = len(classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise and classify."""
         if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
-        return self.net(images)
+        return self.of_classes(self.net(images))
+
+    def of_classes(self, values: Tensor) -> Tensor:
+        """Choose from values of all classes, (..., classes), those of the classes that there are."""
+        return values if self.classes is None else values.index_select(-1, self.classes)
 
     @property
     def normalization(self) -> dict[str, list[float]] | None:

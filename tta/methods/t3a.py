@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tta.checks import whole_number
 from tta.methods.base import Method, use_batch_statistics
-from tta.methods.features import classifier, logits_and_features
+from tta.methods.features import class_vectors, classifier, logits_and_features, of_classes
 from tta.objectives import EM
 
 
@@ -80,9 +80,9 @@ class T3A(Method):
     def _bank(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.supports.numel():
             return self.supports, self.labels, self.entropies
-        layer = classifier(self.backbone)
-        weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
-        return self._select(*self._as_supports(weight, layer(layer.weight)))
+        vectors = class_vectors(self.backbone)
+        logits = of_classes(self.backbone, classifier(self.backbone)(vectors))
+        return self._select(*self._as_supports(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), logits))
 
     def _as_supports(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return functional.normalize(features, dim=-1), logits.argmax(-1), self.entropy(logits)
