@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import faulty_server
 import tiny_data
 from faulty_server import Server
 from tiny_data import MD5, TAR
+from tta import cli
 from tta.backbones import Backbone, timm_backbone
 from tta.data import catalogue, download, obtain
 
@@ -88,6 +90,23 @@ def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 def unchecked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither size nor checksum is known, as for ImageNet-3DCC."""
     monkeypatch.setitem(catalogue.DATASETS, "tiny", tiny_data.dataset(server.url("TINY-C.tar")))
+
+
+@pytest.fixture
+def tta_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Call ``tta`` with arguments, in an empty folder; errors come out as ``SystemExit``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("TTA_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str) -> None:
+        # Hydra reads the variable that main sets.
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["tta", *arguments])
+        cli.main()
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,6 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import tta.runner
-from tta import cli
 from tta.cli import CONFIGS
 
 N = 20  # images per domain
@@ -42,23 +41,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet", num_classes=10).state_dict(), str(root / "net.safetensors"))
     return root
-
-
-@pytest.fixture
-def tta_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Call ``tta`` with arguments, in an empty folder; errors come out as ``SystemExit``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setenv("TTA_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: str) -> None:
-        # Hydra reads the variable that main sets.
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(sys, "argv", ["tta", *arguments])
-        cli.main()
-
-    return call
 
 
 @pytest.fixture

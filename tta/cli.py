@@ -23,7 +23,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tta.checks import number, whole_number
 
 if TYPE_CHECKING:
+    from tta.backbones import Backbone
     from tta.runner import Runner
+    from tta.streams import Stream
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
@@ -87,13 +89,9 @@ def run(config: DictConfig) -> Path:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     scenario, stream, backbone = (_instantiate(config[part]) for part in ("scenario", "stream", "model"))
-    if backbone.num_classes != stream.num_classes:
-        raise ValueError(
-            f"the backbone {backbone.tag} has {backbone.num_classes} classes, the stream has {stream.num_classes}: "
-            "choose a model trained for these classes (model=..., model.checkpoint=...)"
-        )
+    total_classes = _match_classes(backbone, stream)
     method = _instantiate(config.method, backbone=backbone.to(device))
-    name = _run_name(resolved)
+    name = _run_name(resolved, stream.subset)
     identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
     directory = RunDirectory(path)
@@ -108,6 +106,9 @@ def run(config: DictConfig) -> Path:
         "weights": backbone.tag,
         "normalization": backbone.normalization,
         "data": stream.digest,
+        "subset": stream.subset,
+        "classes": backbone.num_classes,
+        "classes_of_the_backbone": total_classes,
         "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
@@ -123,6 +124,25 @@ def run(config: DictConfig) -> Path:
         f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
     )
     return path
+
+
+def _match_classes(backbone: Backbone, stream: Stream) -> int:
+    """Restrict a backbone to the classes of the stream, where those are a part of its own.
+
+    Returns:
+        How many classes it has of its own.
+    """
+    own, part = backbone.num_classes, stream.classes
+    if own == stream.num_classes:
+        return own
+    if part is None or own != part.total:
+        these = f"these classes, or for the {part.total} that they are of" if part is not None else "these classes"
+        raise ValueError(
+            f"the backbone {backbone.tag} has {own} classes, the stream has {stream.num_classes}: "
+            f"choose a model trained for {these} (model=..., model.checkpoint=...)"
+        )
+    backbone.restrict(part.places, part.total)
+    return own
 
 
 def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
@@ -158,10 +178,12 @@ def _choices() -> dict[str, str]:
     return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
 
 
-def _run_name(resolved: Mapping[str, Any]) -> str:
+def _run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
     """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
     choices, method = _choices(), resolved["method"]
     parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
+    if subset is not None:
+        parts[0] += f"-{subset}"
     if "objective" in method and choices.get("objective") != choices.get("method"):
         parts.append(choices.get("objective", "custom"))
     if "optimizer" in method:
@@ -174,6 +196,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Words of our own name the key; those of a library need its place.
         place = str(error).rpartition("full_key: ")[2] if isinstance(error.__cause__, TypeError) else ""
+        if place and "unexpected keyword argument" in str(error.__cause__):
+            hint = "leave it out; if you did not give it, another option did, as scenario=gradual gives stream.severity"
+            return f"{place}: {error.__cause__} ({hint})"
         return f"{place}: {error.__cause__}" if place else str(error.__cause__)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is needed: give it with {error.full_key}=<value>"

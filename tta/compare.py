@@ -63,10 +63,12 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Stream, scenario with its options, and model, for a person."""
+        """Stream and its subset, scenario with its options, and model, for a person."""
         stream, scenario, model = (
             self.summary["choices"].get(group, "custom") for group in ("stream", "scenario", "model")
         )
+        if subset := self.summary.get("subset"):  # older results have none
+            stream += f" ({subset})"
         options = determinants(self.summary["config"])["scenario"]
         words = ", ".join(f"{key}={_word(value)}" for key, value in options.items() if key != "_target_")
         return f"{stream}, {scenario}{f' ({words})' if words else ''}, {model}"
@@ -198,8 +200,11 @@ def _report(runs: Sequence[Run], stem: Path) -> None:
 def _heading(run: Run) -> str:
     severities = sorted({domain["severity"] for domain in run.summary["domains"]})
     images = sorted({domain["n"] for domain in run.summary["domains"]})
+    severity = f"severity {', '.join(map(str, severities))}, " if severities != [0] else ""
+    own, all_of_them = (run.summary.get(key) for key in ("classes", "classes_of_the_backbone"))
+    classes = f"{own} of {all_of_them} classes, " if own != all_of_them else ""
     return (
-        f"{run.title}: online accuracy in per cent; severity {', '.join(map(str, severities))}, "
+        f"{run.title}: online accuracy in per cent; {severity}{classes}"
         f"{' to '.join(str(n) for n in sorted({images[0], images[-1]}))} images per domain, "
         f"batch size {run.summary['config']['stream'].get('batch_size')}, weights {run.summary['weights']}"
     )

@@ -62,6 +62,8 @@ NEUTRAL = {
     "scenario.mix": False,
     "scenario.rounds": 1,
     "scenario.long_tailed": None,
+    "stream.classes": None,
+    "stream.subset": None,
 }
 """Keys younger than results, at the value that those were made with: they count for nothing, so that such are found."""
 

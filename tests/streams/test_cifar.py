@@ -175,7 +175,7 @@ def save(name: str, array: np.ndarray) -> Callable[[Path], None]:
         "objects": (save("labels", np.array([{}], dtype=object)), "labels.npy cannot be read"),
         "dtype": (
             save("fog", np.zeros((20, 32, 32, 3), np.float32)),
-            r"fog.npy: expected uint8 \(5n, 32, 32, 3\), got float32 \(20, 32, 32, 3\)",
+            r"fog.npy: expected uint8 \(N, 32, 32, 3\), got float32 \(20, 32, 32, 3\)",
         ),
         "channels first": (save("fog", np.zeros((20, 3, 32, 32), np.uint8)), r"got uint8 \(20, 3, 32, 32\)"),
         "one severity": (

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tta.backbones import timm_backbone
+from tta.data.layouts import CORRUPTIONS_3D
 from tta.streams import Batch, Scenario, Stream
 from tta.streams.imagenet import FileImages, imagenet_c
 
@@ -202,3 +203,29 @@ def test_real_images_and_weights_agree(shared: Path, tmp_path: Path) -> None:
         with torch.inference_mode():
             hits += int((backbone(batch.images.float() / 255).argmax(1) == batch.labels).sum())
     assert hits / 200 > 0.7
+
+
+def test_3dcc_has_corruptions_of_its_own(root: Path) -> None:
+    for name in CORRUPTIONS_3D:
+        (root / name).symlink_to(root / "gaussian_noise")
+    for group in ("benchmark", "all"):
+        stream = make(root, corruptions=group, dataset="imagenet_3dcc")
+        assert [domain.name for domain in stream.domains] == list(CORRUPTIONS_3D)
+        assert len({domain.name for domain in stream.domains}) == 12
+    (batch,) = read(root, corruptions="iso_noise", dataset="imagenet_3dcc")
+    assert (batch.domain, batch.labels.tolist()) == ("iso_noise", [place for place in PLACES for _ in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corruptions": "fog"}, "no corruption 'fog'; did you mean fog_3d[?] Choose from: near_focus, .*h265_crf"),
+        ({"corruptions": "extra"}, "no corruption 'extra'.*one of the groups benchmark, all$"),
+        ({"dataset": "imagenet_4dcc"}, "stream.dataset must be one of imagenet_c, imagenet_3dcc; got 'imagenet_4dcc'"),
+    ],
+)
+def test_wrong_options_of_3dcc(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(root, **{"dataset": "imagenet_3dcc", **options})
+    with pytest.raises(FileNotFoundError, match=r"no folder .*of ImageNet-3DCC"):
+        make(root / "nowhere", corruptions="all", dataset="imagenet_3dcc")

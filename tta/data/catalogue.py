@@ -10,7 +10,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tta.data.layouts import Arrays, Files, Images, Layout
+from tta.data.layouts import CIFAR10_1, CORRUPTIONS_3D, FOLDERS, Arrays, Files, Images, Layout, cifar10_1_files
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,16 @@ _CORRUPTIONS = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra": ("speckle_noise", "spatter", "gaussian_blur", "saturate"),
 }
-_CORRUPTIONS_3D = (
-    "near_focus", "far_focus", "fog_3d", "flash", "color_quant", "low_light", "xy_motion_blur", "z_motion_blur",
-    "iso_noise", "bit_error", "h265_abr", "h265_crf",
-)  # fmt: skip
 _CIFAR_10 = 10_000 * 3_072  # bytes of the pixels in a file of CIFAR-10
 
 
 def _cifar_c(classes: int, record: int, size: int, md5: str) -> DataSet:
-    title = f"CIFAR-{classes}-C"
-    images = tuple(f"{name}.npy" for names in _CORRUPTIONS.values() for name in names)
+    name = f"cifar{classes}_c"
+    title = FOLDERS[name]
+    images = tuple(f"{corruption}.npy" for names in _CORRUPTIONS.values() for corruption in names)
     layout = Arrays(images, "labels.npy", (50_000, 32, 32, 3), classes)
     part = Part(title, (_zenodo(record, f"{title}.tar", size, md5),), layout)
-    return DataSet(f"cifar{classes}_c", f"{title} (arXiv:1903.12261), 19 corruptions", title, (part,))
+    return DataSet(name, f"{title} (arXiv:1903.12261), 19 corruptions", title, (part,))
 
 
 def _imagenet_c(name: str, size: int, md5: str) -> Part:
@@ -157,11 +154,13 @@ def _imagenet_3dcc(name: str) -> Part:
     return Part(name, (file,), Images((name,)))
 
 
-def _cifar10_1(version: str, images: int) -> Part:
-    names = tuple(f"cifar10.1_{version}_{what}.npy" for what in ("data", "labels"))
+def _cifar10_1(version: str) -> Part:
+    names = cifar10_1_files(version)
     address = "https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/HEAD/datasets"
     files = tuple(File(name, f"{address}/{name}") for name in names)
-    return Part(version, files, Arrays(names[:1], names[1], (images, 32, 32, 3), 10), optional=version == "v4")
+    return Part(
+        version, files, Arrays(names[:1], names[1], (CIFAR10_1[version], 32, 32, 3), 10), optional=version == "v4"
+    )
 
 
 def _whole(folder: str, file: File, layout: Layout) -> tuple[str, tuple[Part, ...]]:
@@ -175,7 +174,7 @@ DATASETS = {
             "cifar10",
             "CIFAR-10, training and test images",
             *_whole(
-                "cifar-10-batches-py",
+                FOLDERS["cifar10"],
                 File(
                     "cifar-10-python.tar.gz",
                     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -189,15 +188,15 @@ DATASETS = {
         DataSet(
             "cifar10_1",
             "CIFAR-10.1, new test images: v6 (2 000, balanced), v4 (2 021)",
-            "CIFAR-10.1",
-            (_cifar10_1("v6", 2000), _cifar10_1("v4", 2021)),
+            FOLDERS["cifar10_1"],
+            tuple(_cifar10_1(version) for version in CIFAR10_1),
         ),
         _cifar_c(10, 2535967, 2_918_471_680, "56bf5dcef84df0e2308c6dcbcbbd8499"),
         _cifar_c(100, 3555552, 2_918_473_216, "11f0ed0f1191edbf9fa23466ae6021d3"),
         DataSet(
             "imagenet_c",
             "ImageNet-C (arXiv:1903.12261), 15 corruptions, with extra 19",
-            "ImageNet-C",
+            FOLDERS["imagenet_c"],
             (
                 _imagenet_c("noise", 22_565_673_785, "e80562d7f6c3f8834afb1ecf27252745"),
                 _imagenet_c("blur", 7_112_704_951, "2d8e81fdd8e07fef67b9334fa635e45c"),
@@ -209,14 +208,14 @@ DATASETS = {
         DataSet(
             "imagenet_3dcc",
             "ImageNet-3DCC, 12 corruptions that use depth or video; CC BY-NC",
-            "ImageNet-3DCC",
-            tuple(_imagenet_3dcc(name) for name in _CORRUPTIONS_3D),
+            FOLDERS["imagenet_3dcc"],
+            tuple(_imagenet_3dcc(name) for name in CORRUPTIONS_3D),
         ),
         DataSet(
             "imagenet_r",
             "ImageNet-R, renditions: 30 000 images of 200 classes",
             *_whole(
-                "imagenet-r",
+                FOLDERS["imagenet_r"],
                 File("imagenet-r.tar", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
                 Images(classes=200, total=30_000),
             ),
@@ -225,7 +224,7 @@ DATASETS = {
             "imagenet_v2",
             "ImageNet-V2, matched frequency: 10 000 new test images",
             *_whole(
-                "imagenetv2-matched-frequency-format-val",
+                FOLDERS["imagenet_v2"],
                 File(
                     "imagenetv2-matched-frequency.tar.gz",
                     "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",

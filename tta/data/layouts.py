@@ -16,6 +16,43 @@ EXTENSIONS = (".jpeg", ".jpg", ".png")
 
 SEVERITIES = ("1", "2", "3", "4", "5")
 
+IMAGENET_V2 = ("matched-frequency", "threshold0.7", "top-images")
+"""Versions of ImageNet-V2 (arXiv:1902.10811)."""
+
+
+def imagenet_v2_folder(version: str) -> str:
+    """Official folder of a version of ImageNet-V2."""
+    return f"imagenetv2-{version}-format-val"
+
+
+FOLDERS = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar10_1": "CIFAR-10.1",
+    "cifar10_c": "CIFAR-10-C",
+    "cifar100_c": "CIFAR-100-C",
+    "imagenet_c": "ImageNet-C",
+    "imagenet_3dcc": "ImageNet-3DCC",
+    "imagenet_r": "imagenet-r",
+    "imagenet_a": "imagenet-a",
+    "imagenet_v2": imagenet_v2_folder(IMAGENET_V2[0]),
+    "imagenet_sketch": "sketch",
+}
+"""Official folder of each data set; of those with several versions, of the first."""
+
+CORRUPTIONS_3D = (
+    "near_focus", "far_focus", "fog_3d", "flash", "color_quant", "low_light", "xy_motion_blur", "z_motion_blur",
+    "iso_noise", "bit_error", "h265_abr", "h265_crf",
+)  # fmt: skip
+"""Folders of ImageNet-3DCC (arXiv:2203.01441)."""
+
+CIFAR10_1 = {"v6": 2000, "v4": 2021}
+"""Images in each version of CIFAR-10.1."""
+
+
+def cifar10_1_files(version: str) -> tuple[str, str]:
+    """Names of the files with images and labels of a version of CIFAR-10.1."""
+    return f"cifar10.1_{version}_data.npy", f"cifar10.1_{version}_labels.npy"
+
 
 class Layout(Protocol):
     """What a folder must hold."""

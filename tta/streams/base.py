@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tta.checks import whole_number
+from tta.streams.classes import Part
 from tta.streams.scenario import Scenario, spread
 
 MIXED = "mixed"
@@ -119,13 +120,23 @@ class Stream:
         limit: images per domain, spread evenly over the data set so that classes keep their shares, and the same ones
             for every seed and domain; ``None`` takes all.
         workers: processes that read batches ahead; 0 reads in the main process.
+        classes: of which the labels are the places, if they are a part of those that backbones may have; a backbone
+            with all of them is restricted to these.
+        subset: name of the list that the images were chosen by; ``None`` if the data set is whole.
 
     Raises:
         ValueError: if there are no domains, or a number is out of its range.
     """
 
     def __init__(
-        self, domains: Sequence[Domain], num_classes: int, batch_size: int, limit: int | None = None, workers: int = 0
+        self,
+        domains: Sequence[Domain],
+        num_classes: int,
+        batch_size: int,
+        limit: int | None = None,
+        workers: int = 0,
+        classes: Part | None = None,
+        subset: str | None = None,
     ) -> None:
         if not domains:
             raise ValueError("a stream needs at least one domain: stream.corruptions is empty")
@@ -134,11 +145,17 @@ class Stream:
         self.batch_size = whole_number("stream.batch_size", batch_size, 1)
         self.limit = None if limit is None else whole_number("stream.limit", limit, 1)
         self.workers = whole_number("stream.workers", workers, 0)
+        self.classes = classes
+        self.subset = subset
 
     @cached_property
     def digest(self) -> str:
-        """Name of the data, wherever they are: of all labels and a few images of each domain."""
+        """Name of the data, wherever they are: of all labels, a few images of each domain, and what is chosen."""
         content = hashlib.sha256()
+        if self.subset is not None:
+            content.update(self.subset.encode())
+        if self.classes is not None:
+            content.update(f"{self.classes.places.tolist()} of {self.classes.total}".encode())
         for domain in self.domains:
             content.update(str(domain).encode())
             content.update(domain.labels.numpy().tobytes())

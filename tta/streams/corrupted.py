@@ -64,6 +64,8 @@ def corrupted(
     size: int | None = None,
     num_classes: int | None = None,
     on_error: str = "stop",
+    classes: str | None = None,
+    subset: str | None = None,
 ) -> Stream:
     """Make a stream of clean images that are corrupted on the fly.
 
@@ -79,15 +81,17 @@ def corrupted(
         size: see ``open_labelled``.
         num_classes: see ``open_labelled``.
         on_error: see ``open_labelled``.
+        classes: see ``open_labelled``.
+        subset: see ``open_labelled``; the noise of an image depends on its place in the subset.
 
     Raises:
-        FileNotFoundError: if the source is missing or empty.
+        FileNotFoundError: if the source is missing or empty, or images of the subset are missing.
         ValueError: for a wrong option, or if the source is something else.
     """
     names = choose_corruptions(corruptions)
     severities = choose_severities(severity)
     whole_number("stream.seed", seed, 0)
-    data = open_labelled(source, size, num_classes, on_error)
+    data = open_labelled(source, size, num_classes, on_error, classes, subset)
     try:
         scale = choose_scale(data.size, scale)
     except ValueError as error:
@@ -97,4 +101,4 @@ def corrupted(
         for name in names
         for level in severities
     ]
-    return CorruptedStream(domains, data.num_classes, batch_size, limit, workers)
+    return CorruptedStream(domains, data.num_classes, batch_size, limit, workers, data.part, data.subset)

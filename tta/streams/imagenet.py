@@ -1,9 +1,8 @@
-"""ImageNet-C (arXiv:1903.12261) in its official layout."""
+"""ImageNet-C (arXiv:1903.12261) and ImageNet-3DCC (arXiv:2203.01441) in their official layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tta.data.layouts import EXTENSIONS
+from tta.data.layouts import CORRUPTIONS_3D, FOLDERS
 from tta.streams.base import Domain, Loaded, Stream
-from tta.streams.choices import choose_corruptions, choose_severities
+from tta.streams.choices import GROUPS, choose_corruptions, choose_on_error, choose_severities
+from tta.streams.classes import imagenet_classes
+from tta.streams.listing import Folders, list_images, read_subset
+
+CORRUPTIONS_OF = {"imagenet_c": GROUPS, "imagenet_3dcc": {"benchmark": CORRUPTIONS_3D, "all": CORRUPTIONS_3D}}
+"""Groups of corruptions in each data set; ``all`` is all of them."""
 
 
 class FileImages:
@@ -72,8 +76,10 @@ def imagenet_c(
     workers: int = 2,
     on_error: str = "stop",
     size: int = 224,
+    subset: str | None = None,
+    dataset: str = "imagenet_c",
 ) -> Stream:
-    """Make the stream of ImageNet-C: images as they are in the files, not resized.
+    """Make the stream of ImageNet-C or ImageNet-3DCC: images as they are in the files, not resized.
 
     Args:
         root: folder with ``<corruption>/<severity>/<wnid>/*.JPEG``; a folder between, as in ``noise/gaussian_noise``,
@@ -86,30 +92,36 @@ def imagenet_c(
         workers: see ``Stream``.
         on_error: ``stop`` at an image that cannot be read, or ``skip`` and count it.
         size: height and width of the images in pixels.
+        subset: see ``read_subset``; of each corruption and severity.
+        dataset: ``imagenet_c``, with the corruptions ``benchmark``, ``extra`` and ``all``; or ``imagenet_3dcc``, whose
+            12 corruptions are ``benchmark`` and ``all``.
 
     Raises:
-        FileNotFoundError: if a folder is missing or empty.
+        FileNotFoundError: if a folder is missing or empty, or images of the subset are missing.
         ValueError: for a folder that is no wnid of the 1 000, or a wrong option.
     """
-    names = choose_corruptions(corruptions)
+    if dataset not in CORRUPTIONS_OF:
+        raise ValueError(f"stream.dataset must be one of {', '.join(CORRUPTIONS_OF)}; got {dataset!r}")
+    names = choose_corruptions(corruptions, CORRUPTIONS_OF[dataset])
     severities = choose_severities(severity)
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"stream.on_error must be stop or skip, got {on_error!r}")
+    skip = choose_on_error(on_error)
+    chosen = read_subset(subset)
     base = Path(root).expanduser()
     if not base.is_dir():
         raise FileNotFoundError(
-            f"stream.root: there is no folder {base}; expected <root>/<corruption>/<severity>/<wnid>/*.JPEG"
+            f"stream.root: there is no folder {base}; expected <root>/<corruption>/<severity>/<wnid>/*.JPEG of "
+            f"{FOLDERS[dataset]}"
         )
     domains = []
     for name in names:
         levels: dict[int, tuple[FileImages, Tensor]] = {}  # a severity that comes again is listed once
         for level in severities:
             if level not in levels:
-                paths, labels = _list(_find(base, name, level))
-                levels[level] = FileImages(paths, size, on_error == "skip"), labels
+                paths, labels = list_images(_find(base, name, level), imagenet_folders(), chosen)
+                levels[level] = FileImages(paths, size, skip), labels
             images, labels = levels[level]
             domains.append(Domain(name, level, labels, images))
-    return Stream(domains, 1000, batch_size, limit, workers)
+    return Stream(domains, 1000, batch_size, limit, workers, subset=None if chosen is None else chosen.name)
 
 
 def imagenet_crop(image: Image.Image, size: int) -> Image.Image:
@@ -119,12 +131,9 @@ def imagenet_crop(image: Image.Image, size: int) -> Image.Image:
     return center_crop(resize(image, size * 8 // 7), size)
 
 
-@cache
-def imagenet_classes() -> dict[str, int]:
-    """Class index of each of ImageNet's 1 000 wnids."""
-    from timm.data import ImageNetInfo
-
-    return {wnid: number for number, wnid in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
+def imagenet_folders() -> Folders:
+    """Folders of ImageNet's 1 000 classes."""
+    return Folders(imagenet_classes(), "ImageNet's 1 000 wnids (n01440764 ... n15075141)")
 
 
 def _find(root: Path, name: str, severity: int) -> Path:
@@ -137,18 +146,3 @@ def _find(root: Path, name: str, severity: int) -> Path:
     raise FileNotFoundError(
         f"stream.root: expected {root / name / str(severity)}/<wnid>/*.JPEG, which is not there; {found} holds: {there}"
     )
-
-
-def _list(folder: Path) -> tuple[list[Path], Tensor]:
-    classes = imagenet_classes()
-    paths: list[Path] = []
-    labels: list[int] = []
-    for child in sorted(p for p in folder.iterdir() if p.is_dir()):
-        if child.name not in classes:
-            raise ValueError(f"{child}: {child.name!r} is not one of ImageNet's 1 000 wnids (n01440764 ... n15075141)")
-        files = sorted(p for p in child.iterdir() if p.suffix.lower() in EXTENSIONS)
-        paths.extend(files)
-        labels.extend([classes[child.name]] * len(files))
-    if not paths:
-        raise FileNotFoundError(f"stream.root: there are no images in {folder}; expected <wnid>/*.JPEG in it")
-    return paths, torch.tensor(labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from tta.checks import whole_number
 from tta.streams.base import Loaded
+from tta.streams.choices import choose_on_error
 from tta.streams.cifar import ArrayImages
+from tta.streams.classes import Part, imagenet_classes, part_of_imagenet, read_classes
 from tta.streams.clean import are_images, read_npz
-from tta.streams.imagenet import EXTENSIONS, FileImages, imagenet_classes
+from tta.streams.imagenet import FileImages
+from tta.streams.listing import Folders, list_images, read_subset
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Labelled:
         num_classes: C.
         size: height and width of the images in pixels.
         paths: the file of each image; none if they are in one array.
+        part: see ``Stream.classes``.
+        subset: see ``Stream.subset``.
     """
 
     load: Callable[[Tensor], Loaded]
@@ -36,6 +41,8 @@ class Labelled:
     num_classes: int
     size: int
     paths: tuple[Path, ...] = ()
+    part: Part | None = None
+    subset: str | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +56,12 @@ class Labelled:
 
 
 def open_labelled(
-    source: str | Path, size: int | None = None, num_classes: int | None = None, on_error: str = "stop"
+    source: str | Path,
+    size: int | None = None,
+    num_classes: int | None = None,
+    on_error: str = "stop",
+    classes: str | None = None,
+    subset: str | None = None,
 ) -> Labelled:
     """Open a data set of clean images.
 
@@ -62,19 +74,24 @@ def open_labelled(
             be square and of the first one's size.
         num_classes: C; default: 1 000 for wnids, the number of folders, or one more than the highest label of a file.
         on_error: ``stop`` at a file that cannot be read, or ``skip`` and name it.
+        classes: of a folder, see ``read_classes``. Wnids are a ``Part`` of ImageNet's 1 000, whose other folders are
+            passed over; other names are all that there are. By default as above.
+        subset: of a folder, see ``read_subset``.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder, or no image in it.
+        FileNotFoundError: if there is no such file or folder, or no image in it, or images of the subset are missing.
         ValueError: for a wrong option, or if what is there is something else.
     """
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"stream.on_error must be stop or skip, got {on_error!r}")
+    skip = choose_on_error(on_error)
     if size is not None:
         whole_number("stream.size", size, 1)
     path = Path(source).expanduser()
     if path.is_dir():
-        found = _folder(path, size, on_error == "skip")
+        found = _folder(path, size, skip, classes, subset)
     elif path.is_file():
+        for key, value in (("classes", classes), ("subset", subset)):
+            if value is not None:
+                raise ValueError(f"stream.{key}={value} is for a folder of classes, but {path} is a file")
         found = _file(path, size)
     else:
         raise FileNotFoundError(
@@ -85,9 +102,13 @@ def open_labelled(
         return found
     highest = int(found.labels.max())
     whole_number("stream.num_classes", num_classes, 1)
+    if found.part is not None and num_classes != found.num_classes:
+        raise ValueError(
+            f"stream.num_classes={num_classes}, but stream.classes={classes} has {found.num_classes}: leave one out"
+        )
     if num_classes <= highest:
         raise ValueError(f"stream.num_classes={num_classes}, but {path} has labels up to {highest}")
-    return Labelled(found.load, found.labels, num_classes, found.size, found.paths)
+    return replace(found, num_classes=num_classes)
 
 
 def read_labelled(path: Path) -> tuple[np.ndarray, Tensor]:
@@ -117,24 +138,39 @@ def _file(path: Path, size: int | None) -> Labelled:
     return Labelled(ArrayImages(images), labels, int(labels.max()) + 1, height)
 
 
-def _folder(root: Path, size: int | None, skip: bool) -> Labelled:
-    folders = sorted(child for child in root.iterdir() if child.is_dir())
-    wnids = imagenet_classes()
-    known = [folder.name in wnids for folder in folders]
-    if any(known) and not all(known):
-        strange = folders[known.index(False)].name
-        raise ValueError(f"{root}: {strange!r} is not one of ImageNet's 1 000 wnids, as other folders there are")
-    classes = wnids if all(known) else {folder.name: number for number, folder in enumerate(folders)}
-    files = [(file, classes[folder.name]) for folder in folders for file in _images(folder)]
-    if not files:
-        raise FileNotFoundError(f"stream.source: there are no images in {root}; expected <class>/*.JPEG in it")
-    paths = [path for path, _ in files]
+def _folder(root: Path, size: int | None, skip: bool, classes: str | None, subset: str | None) -> Labelled:
+    folders, part = _classes(root, classes)
+    chosen = read_subset(subset)
+    paths, labels = list_images(root, folders, chosen, key="stream.source")
     load = FileImages(paths, size or _size_of(paths[0]), skip, crop=size is not None)
-    return Labelled(load, torch.tensor([label for _, label in files]), len(classes), load.size, tuple(paths))
+    return Labelled(
+        load, labels, len(folders.classes), load.size, tuple(paths), part, None if chosen is None else chosen.name
+    )
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+def _classes(root: Path, classes: str | None) -> tuple[Folders, Part | None]:
+    """Names of the folders of classes that there may be, and whether they are a part of more."""
+    wnids = imagenet_classes()
+    if classes is not None:
+        index = read_classes(classes)
+        of_imagenet = index.keys() & wnids
+        if of_imagenet and len(of_imagenet) < len(index):
+            strange = next(name for name in index if name not in wnids)
+            raise ValueError(f"{classes}: {strange!r} is not one of ImageNet's 1 000 wnids, as other names there are")
+        what = f"the {len(index)} names of stream.classes={classes}"
+        if of_imagenet:
+            return Folders(index, what, others=wnids.keys()), part_of_imagenet(list(index))
+        return Folders(index, what, "<class>"), None
+    names = sorted(child.name for child in root.iterdir() if child.is_dir())
+    if wnids.keys() & names:
+        return Folders(wnids, "ImageNet's 1 000 wnids, as other folders there are"), None
+    if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+        raise ValueError(
+            f"{root}: its folders are numbers, which as text are in another order than as numbers: say which folder is "
+            "which class, with stream.classes=<text file with the name of a folder in each line>; for ImageNet-V2 take "
+            "stream=imagenet_v2"
+        )
+    return Folders({name: number for number, name in enumerate(names)}, "its own folders", "<class>"), None
 
 
 def _size_of(path: Path) -> int:

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_data
+from faulty_server import Server
+from tta.data import catalogue
+from tta.data.catalogue import DataSet, File, Part
+from tta.data.layouts import CIFAR10_1, Arrays
+from tta.streams import Scenario
+from tta.streams.cifar import cifar10_1
+
+LABELS = np.array([3, 0, 9, 9, 1], dtype=np.int32)  # the official labels are int32
+
+
+def arrays(version: str = "v6") -> dict[str, np.ndarray]:
+    """The official files, with 5 images: image i is filled with 10 i, plus the channel; v4 is one brighter."""
+    pixels = 10 * np.arange(len(LABELS)).reshape(-1, 1, 1, 1) + np.arange(3) + (version == "v4")
+    data = np.broadcast_to(pixels, (len(LABELS), 32, 32, 3)).astype(np.uint8)
+    return {f"cifar10.1_{version}_data.npy": data, f"cifar10.1_{version}_labels.npy": LABELS}
+
+
+def write(folder: Path, version: str = "v6", changes: dict[str, np.ndarray] | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays(version).items():
+        np.save(folder / name, (changes or {}).get(name.split("_")[-1].partition(".")[0], array))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "CIFAR-10.1"])
+def test_images_and_labels(tmp_path: Path, below: str) -> None:
+    for version in CIFAR10_1:
+        write(tmp_path / below, version)
+        stream = cifar10_1(str(tmp_path), version)
+        (batch,) = stream.batches(stream.plan(Scenario(order="file"), 0))
+        assert batch.labels.tolist() == LABELS.tolist()
+        assert batch.images[:, :, 31, 31].tolist() == [
+            [10 * i + channel + (version == "v4") for channel in range(3)] for i in range(5)
+        ]
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (5, 3, 32, 32))
+        assert (stream.num_classes, stream.classes) == (10, None)
+        assert [(domain.name, domain.severity) for domain in stream.domains] == [(f"cifar10_1_{version}", 0)]
+
+
+def test_an_unknown_version(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stream.version must be one of v6, v4; got 'v5'"):
+        cifar10_1(str(write(tmp_path)), "v5")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    expected = r"expected CIFAR-10.1 \(cifar10.1_v4_data.npy and cifar10.1_v4_labels.npy\) in .*"
+    for root, what in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "is empty")):
+        with pytest.raises(FileNotFoundError, match=f"{expected}{what}.*stream.download=true"):
+            cifar10_1(str(root), "v4")
+    with pytest.raises(FileNotFoundError, match=f"{expected}has no cifar10.1_v4_data.npy and no cifar10.1_v4_lab"):
+        cifar10_1(str(write(tmp_path)), "v4")
+    (write(tmp_path, "v4") / "cifar10.1_v4_data.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{expected}has no cifar10.1_v4_data.npy\."):
+        cifar10_1(str(tmp_path), "v4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": LABELS + 1}, r"v6_labels.npy: expected labels from 0 to 9, got 1 to 10"),
+        ({"labels": LABELS - 1}, r"v6_labels.npy: expected labels from 0 to 9, got -1 to 8"),
+        ({"labels": LABELS[:, None]}, r"v6_labels.npy: expected whole numbers of shape \(N,\), got int32 \(5, 1\)"),
+        ({"labels": LABELS[:4]}, r"v6_data.npy has 5 images, but cifar10.1_v6_labels.npy has 4 labels"),
+        ({"data": np.zeros((5, 3, 32, 32), np.uint8)}, r"expected uint8 \(N, 32, 32, 3\), got uint8 \(5, 3, 32, 32\)"),
+        ({"data": np.zeros((5, 32, 32, 3))}, r"expected uint8 \(N, 32, 32, 3\), got float64 \(5, 32, 32, 3\)"),
+    ],
+)
+def test_wrong_arrays(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cifar10_1(str(write(tmp_path, changes=changes)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_bytes(path.read_bytes()[:500]), lambda path: path.write_text("<html>")],
+    ids=["truncated", "html"],
+)
+def test_damaged_files(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    damage(write(tmp_path) / "cifar10.1_v6_data.npy")
+    with pytest.raises(ValueError, match=r"v6_data.npy cannot be read, it is truncated or no .npy file"):
+        cifar10_1(str(tmp_path))
+
+
+@pytest.mark.parametrize("version", CIFAR10_1)
+def test_download(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    parts = []
+    for each in CIFAR10_1:
+        made = arrays(each)
+        data, labels = made
+        server.files.update({name: tiny_data.npy(array) for name, array in made.items()})
+        files = tuple(File(name, server.url(name)) for name in made)
+        parts.append(Part(each, files, Arrays((data,), labels, (5, 32, 32, 3), 10), optional=each == "v4"))
+    known = DataSet("cifar10_1", "CIFAR-10.1", "CIFAR-10.1", tuple(parts))
+    monkeypatch.setitem(catalogue.DATASETS, "cifar10_1", known)
+    for _ in range(2):
+        stream = cifar10_1(str(tmp_path), version, download=True)
+        assert stream.domains[0].labels.tolist() == LABELS.tolist()
+        assert sorted(path.name for path in (tmp_path / "CIFAR-10.1").iterdir()) == sorted(arrays(version))
+    assert len(server.requests) == 2
+    server.files.clear()
+    with pytest.raises(
+        OSError, match=rf"cifar10_1 could not be fetched.*--root .*{' --parts v4`' if version == 'v4' else '`'}"
+    ):
+        cifar10_1(str(tmp_path / "other"), version, download=True)

@@ -1,0 +1,242 @@
+"""Test sets with classes of ImageNet, in trees of their official layouts; and clean images of any kind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import ImageNetInfo
+from torchvision import transforms
+
+from tta.backbones import timm_backbone
+from tta.data.layouts import FOLDERS, Images
+from tta.streams import Batch, Scenario, Stream
+from tta.streams.classes import PARTS, imagenet_classes, part_classes
+from tta.streams.natural import TEST_SETS, clean, imagenet_test_set
+
+WNIDS = list(imagenet_classes())
+R, A = (list(part_classes(name)) for name in PARTS)
+
+
+def image(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def tree(root: Path, names: list[str], each: int = 1) -> Path:
+    """Images in folders of these names; the first pixel values tell the number of the folder and the image."""
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for k in range(each):
+            Image.fromarray(image(each * number + k)).save(root / name / f"{k}.png")
+    return root
+
+
+def make(root: Path, dataset: str, **options: Any) -> Stream:
+    if dataset == "imagenet_v2":
+        options = {"version": "matched-frequency", **options}
+    return imagenet_test_set(str(root), dataset, **{"workers": 0, "size": 28, **options})
+
+
+def read(stream: Stream) -> list[Batch]:
+    return list(stream.batches(stream.plan(Scenario(order="file"), 0)))
+
+
+def test_the_200_classes_are_those_of_the_published_masks() -> None:
+    """The first of them, as the official evaluation codes of -R and -A have them; all of them, by timm's own lists."""
+    for name, wnids, first in (("imagenet_r", R, [1, 2, 4, 6, 8, 9, 11]), ("imagenet_a", A, [6, 11, 13, 15, 17, 22])):
+        places = [imagenet_classes()[wnid] for wnid in wnids]
+        assert places[: len(first)] == first
+        file = Path(timm.data.__file__).parent / "_info" / f"{name}_indices.txt"
+        assert places == [int(line) for line in file.read_text().split()]
+    for wnids in (R, A):
+        assert len(wnids) == len(set(wnids)) == 200
+        assert wnids == sorted(wnids)
+    assert len(set(R) & set(A)) not in (0, 200)
+    descriptions = ImageNetInfo("imagenet-1k")
+    assert descriptions.label_name_to_description(R[0]).startswith("goldfish")
+
+
+@pytest.mark.parametrize(("dataset", "wnids"), [("imagenet_r", R), ("imagenet_a", A)])
+def test_labels_are_places_in_the_part_also_when_folders_are_missing(
+    tmp_path: Path, dataset: str, wnids: list[str]
+) -> None:
+    places = [199, 0, 5, 120]
+    root = tree(tmp_path / FOLDERS[dataset], [wnids[place] for place in places], each=2)
+    (root / "README.txt").write_text("as in the archives")
+    stream = make(tmp_path, dataset)
+    (batch,) = read(stream)
+    assert batch.labels.tolist() == [0, 0, 5, 5, 120, 120, 199, 199]
+    assert stream.num_classes == 200
+    assert stream.classes is not None
+    assert (stream.classes.total, len(stream.classes.places)) == (1000, 200)
+    assert [WNIDS[place] for place in stream.classes.places.tolist()] == wnids
+    assert [(domain.name, domain.severity) for domain in stream.domains] == [(dataset, 0)]
+    assert torch.equal(read(make(root, dataset))[0].images, batch.images)  # the folder itself
+
+
+def test_numbers_of_v2_are_numbers_not_text(tmp_path: Path) -> None:
+    """As text, 10 and 11 come before 2."""
+    tree(tmp_path / "imagenetv2-matched-frequency-format-val", [str(number) for number in range(12)])
+    stream = make(tmp_path, "imagenet_v2")
+    (batch,) = read(stream)
+    assert batch.labels.tolist() == list(range(12))
+    as_usual = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.PILToTensor()])
+    for label, pixels in zip(batch.labels.tolist(), batch.images, strict=True):
+        assert torch.equal(pixels, as_usual(Image.fromarray(image(label))))
+    assert (stream.num_classes, stream.classes) == (1000, None)
+
+
+@settings(max_examples=15, deadline=None)
+@given(numbers=st.sets(st.integers(0, 999), min_size=1, max_size=12))
+def test_any_numbers_of_v2(numbers: set[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("v2")
+    for number in numbers:
+        (root / str(number)).mkdir()
+        (root / str(number) / f"{number}.jpeg").touch()
+    stream = make(root, "imagenet_v2")
+    assert stream.domains[0].labels.tolist() == sorted(numbers)
+    paths = stream.domains[0].load.paths  # type: ignore[attr-defined]
+    assert [int(path.stem) for path in paths] == sorted(numbers)
+
+
+def test_versions_of_v2(tmp_path: Path) -> None:
+    tree(tmp_path / "imagenetv2-top-images-format-val", ["3"])
+    (domain,) = make(tmp_path, "imagenet_v2", version="top-images").domains
+    assert domain.name == "imagenet_v2_top-images"
+    with pytest.raises(FileNotFoundError, match=r"expected imagenetv2-threshold0.7-format-val.*stream.root=<folder>$"):
+        make(tmp_path, "imagenet_v2", version="threshold0.7")
+    with pytest.raises(FileNotFoundError, match="or fetch the data with `tta-data get imagenet_v2 --root"):
+        make(tmp_path, "imagenet_v2")
+
+
+@pytest.mark.parametrize("above", [True, False], ids=["sketch", "directly"])
+def test_sketch_has_the_1000(tmp_path: Path, above: bool) -> None:
+    folder = tree(tmp_path / "sketch" if above else tmp_path / "drawings", [WNIDS[place] for place in (999, 3, 17)])
+    stream = make(tmp_path if above else folder, "imagenet_sketch")
+    (batch,) = read(stream)
+    assert batch.labels.tolist() == [3, 17, 999]
+    assert (stream.num_classes, stream.classes) == (1000, None)
+
+
+def test_names_of_folders_are_those_that_downloads_are_checked_for(tmp_path: Path) -> None:
+    for dataset, names in (("imagenet_r", R), ("imagenet_v2", [str(number) for number in range(1000)])):
+        root = tmp_path / dataset
+        for name in names:
+            (root / name).mkdir(parents=True)
+        layout = Images(classes=len(names), name=r"\d{1,3}" if dataset == "imagenet_v2" else r"n\d{8}")
+        assert not list(layout.problems(root, deep=False))
+        assert TEST_SETS[dataset].folders().classes.keys() == set(names)
+
+
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    root = tree(tmp_path, R[:4])
+    (root / R[2] / "0.png").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=rf"1 unreadable image.*{R[2]}.*not an image.*stream.on_error=skip"):
+        read(make(root, "imagenet_r"))
+    (batch,) = read(make(root, "imagenet_r", on_error="skip"))
+    assert batch.labels.tolist() == [0, 1, 3]
+    assert len(batch.skipped) == 1
+
+
+def test_a_folder_of_another_data_set(tmp_path: Path) -> None:
+    other = next(wnid for wnid in A if wnid not in R)
+    root = tree(tmp_path / "data", [R[0], other])
+    with pytest.raises(ValueError, match=rf"'{other}' is not one of the 200 wnids of ImageNet-R .stream=clean takes"):
+        make(root, "imagenet_r")
+    root = tree(tmp_path / "v2", ["0", "1000"])
+    with pytest.raises(ValueError, match=r"v2/1000: '1000' is not one of the class numbers 0 to 999"):
+        make(root, "imagenet_v2")
+    root = tree(tmp_path / "padded", ["0", "007"])
+    with pytest.raises(ValueError, match="'007' is not one of the class numbers 0 to 999"):
+        make(root, "imagenet_v2")
+
+
+def test_a_root_without_the_data(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"expected imagenet-r, or a folder with <wnid>.*no .*x\. .*tta-data get"
+    ):
+        make(tmp_path / "x", "imagenet_r")
+    with pytest.raises(FileNotFoundError, match=r"classes of ImageNet-A, but .* has no folders. Give .*=<folder>$"):
+        make(tmp_path, "imagenet_a")
+    for name in "abcdefg":
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=r"but .* holds a, b, c, d, e \.\.\.\. Give"):
+        make(tmp_path, "imagenet_sketch")
+    (tmp_path / "imagenet-a" / A[0]).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"there are no images in .*imagenet-a; expected <wnid>/\*.JPEG"):
+        make(tmp_path, "imagenet_a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "imagenet_x"}, "stream.dataset must be one of imagenet_r, imagenet_a, .*; got 'imagenet_x'"),
+        ({"dataset": "imagenet_v2", "version": "v1"}, "stream.version must be one of matched-frequency, .*; got 'v1'"),
+        ({"on_error": "ignore"}, "stream.on_error must be stop or skip"),
+        ({"size": 0}, "stream.size must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **{"dataset": "imagenet_r", **options})
+
+
+def test_clean_images_are_as_they_are(tmp_path: Path) -> None:
+    pixels = np.stack([image(k)[:32, :32] for k in range(6)])
+    np.savez(tmp_path / "x.npz", images=pixels, labels=np.array([0, 1, 2, 3, 0, 1]))
+    stream = clean(str(tmp_path / "x.npz"), num_classes=10, workers=0)
+    (batch,) = read(stream)
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pixels)
+    assert batch.labels.tolist() == [0, 1, 2, 3, 0, 1]
+    assert (stream.num_classes, stream.classes, stream.subset) == (10, None, None)
+    assert [(domain.name, domain.severity) for domain in stream.domains] == [("clean", 0)]
+
+
+def test_clean_images_of_a_part_of_imagenet(tmp_path: Path) -> None:
+    root = tree(tmp_path / "val", [WNIDS[0], *R[:2], R[199]])
+    assert read(clean(str(root), size=28, workers=0))[0].labels.tolist() == [0, 1, 2, WNIDS.index(R[199])]
+    stream = clean(str(root), size=28, workers=0, classes="imagenet_r")
+    assert read(stream)[0].labels.tolist() == [0, 1, 199]
+    assert stream.num_classes == 200
+    assert stream.classes is not None
+    assert stream.classes.places.tolist() == [WNIDS.index(wnid) for wnid in R]
+    # The images and labels of ImageNet-R's stream, if it had these.
+    shutil.rmtree(root / WNIDS[0])
+    assert torch.equal(read(stream)[0].images, read(make(root, "imagenet_r"))[0].images)
+
+
+def test_the_part_is_in_the_name_of_the_data(tmp_path: Path) -> None:
+    root = tree(tmp_path / "val", [WNIDS[2], WNIDS[5]])
+    (tmp_path / "one.txt").write_text(f"{WNIDS[2]}\n{WNIDS[5]}\n")
+    (tmp_path / "two.txt").write_text(f"{WNIDS[2]}\n{WNIDS[5]}\n{WNIDS[9]}\n")
+    digests = {
+        clean(str(root), size=28, workers=0, classes=classes).digest
+        for classes in (None, str(tmp_path / "one.txt"), str(tmp_path / "two.txt"))
+    }
+    assert len(digests) == 3
+
+
+def test_real_images_and_weights_agree(shared: Path, tmp_path: Path) -> None:
+    """Were the order of the part wrong, or the logits not restricted to it, the accuracy would not be had."""
+    for name, wnids in (("imagenet_r", R), ("imagenet_a", A)):
+        for wnid in wnids:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / wnid).symlink_to(shared / "data" / "imagenet-224-1000" / wnid)
+        stream = make(tmp_path / name, name, size=224, limit=60, batch_size=20)
+        weights = shared / "models" / "tf_efficientnet_lite0_imagenet.safetensors"
+        backbone = timm_backbone("tf_efficientnet_lite0", checkpoint=str(weights)).eval()
+        assert stream.classes is not None
+        backbone.restrict(stream.classes.places, stream.classes.total)
+        hits = 0
+        for batch in read(stream):
+            with torch.inference_mode():
+                hits += int((backbone(batch.images.float() / 255).argmax(1) == batch.labels).sum())
+        assert hits / 60 > 0.85, name
