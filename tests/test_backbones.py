@@ -21,6 +21,24 @@ IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PAGE = b"\n<!DOCTYPE html><html><title>Too many requests</title></html>"
 
 
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_normalisation_is_the_same_in_any_memory(n: int, dtype: torch.dtype) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    backbone = Backbone(nn.Identity(), 3, mean, std, "none")
+    images = IMAGES[:n].to(dtype)
+    expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    for given in (images, images.to(memory_format=torch.channels_last), images.flip(3).flip(3)[:, :, :, ::1]):
+        before = given.clone()
+        found = backbone(given)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+        assert found.stride() == given.stride()
+        assert torch.equal(given, before)
+    repeated = images[:, :1].expand(-1, 3, -1, -1)  # one channel shown three times
+    assert torch.equal(backbone(repeated), backbone(repeated.contiguous()))
+
+
 def small_net(classes: int = 10, name: str = SMALL, **kwargs: Any) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
