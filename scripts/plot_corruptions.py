@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tta.corruptions import CORRUPTIONS, SCALES, corrupt
 from tta.paths import atomic_file
-from tta.streams.imagenet import imagenet_crop
+from tta.streams.files import imagenet_crop
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
 SEVERITIES = range(1, 6)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tta.corruptions import corrupt
-from tta.streams.imagenet import imagenet_crop
+from tta.streams.files import imagenet_crop
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "plot_corruptions.py"
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from tta.backbones import Backbone, timm_backbone
 from tta.corruptions import corrupt, recipe_digest
 from tta.paths import atomic_file, cache_dir
+from tta.streams.arrays import ArrayImages
 from tta.streams.base import Domain, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
-from tta.streams.cifar import ArrayImages
 from tta.training import train_source
 
 CLASSES = 10

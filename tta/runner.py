@@ -75,7 +75,7 @@ class Runner:
         """
         recorder = _Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
         try:
-            for batch in self.stream.batches(self._plan, pin_memory=self.device.type == "cuda"):
+            for batch in self.stream.batches(self._plan, self.device):
                 if batch.starts_domain:
                     recorder.start_domain(batch.visits)
                 if batch.reset:
@@ -90,10 +90,14 @@ class Runner:
         return recorder.summary()
 
     def _predict(self, images: Tensor) -> Tensor:
-        # Images cross to the device as bytes, a quarter of their size as floats.
-        on_device = images.to(self.device, non_blocking=True).float().div_(255)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.method(on_device)
+            return self.method(in_unit_range(images, self.device))
+
+
+def in_unit_range(images: Tensor, device: torch.device) -> Tensor:
+    """Bring uint8 images to a device and turn them into floats in [0, 1]."""
+    # They cross as bytes, a quarter of their size as floats.
+    return images.to(device, non_blocking=True).float().div_(255)
 
 
 class _Pending(NamedTuple):

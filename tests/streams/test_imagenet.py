@@ -12,7 +12,8 @@ from PIL import Image
 from tta.backbones import timm_backbone
 from tta.data.layouts import CORRUPTIONS_3D
 from tta.streams import Batch, Scenario, Stream
-from tta.streams.imagenet import FileImages, imagenet_c
+from tta.streams.files import FileImages
+from tta.streams.imagenet import imagenet_c
 
 PLACES = (0, 1, 500, 999)  # of the classes in the small tree, among the 1 000
 

@@ -11,23 +11,12 @@ from torch import Tensor
 
 from tta.data.layouts import CIFAR10_1, cifar10_1_files
 from tta.data.layouts import FOLDERS as OFFICIAL
-from tta.streams.base import Domain, Loaded, Stream
+from tta.streams.arrays import ArrayImages
+from tta.streams.base import Domain, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
 
 FOLDERS = {classes: OFFICIAL[f"cifar{classes}_c"] for classes in (10, 100)}
 SEVERITIES = 5
-
-
-class ArrayImages:
-    """Images in an array (N, H, W, 3) of uint8, in memory or memory-mapped."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __call__(self, index: Tensor) -> Loaded:
-        """Read the images of these indices, as uint8 (n, 3, H, W) in channels-last memory."""
-        images = torch.from_numpy(self.array[index.numpy()])
-        return Loaded(images.permute(0, 3, 1, 2), torch.arange(len(index)))
 
 
 def cifar_c(

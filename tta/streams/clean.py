@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tta.checks import whole_number
 from tta.data.layouts import EXTENSIONS
-from tta.streams.imagenet import imagenet_crop
+from tta.streams.files import imagenet_crop, read_rgb
 
 KEY = "method.fisher"
 """Where a configuration has the arguments below."""
@@ -171,13 +171,10 @@ class _Files:
 
     def _decode(self, path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
+            pixels = read_rgb(path)
         except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
             raise ValueError(f"{path} cannot be read ({error}): fetch it again, or delete it") from error
-        if self.size is not None:
-            image = imagenet_crop(image, self.size)
-        return np.array(image)
+        return pixels if self.size is None else np.array(imagenet_crop(Image.fromarray(pixels), self.size))
 
 
 def _source(root: str, size: int | None) -> Source:

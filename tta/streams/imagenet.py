@@ -5,66 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tta.data.layouts import CORRUPTIONS_3D, FOLDERS
-from tta.streams.base import Domain, Loaded, Stream
+from tta.streams.base import Domain, Stream
 from tta.streams.choices import GROUPS, choose_corruptions, choose_on_error, choose_severities
 from tta.streams.classes import imagenet_classes
+from tta.streams.files import FileImages
 from tta.streams.listing import Folders, list_images, read_subset
 
 CORRUPTIONS_OF = {"imagenet_c": GROUPS, "imagenet_3dcc": {"benchmark": CORRUPTIONS_3D, "all": CORRUPTIONS_3D}}
 """Groups of corruptions in each data set; ``all`` is all of them."""
-
-
-class FileImages:
-    """Images in files of one size.
-
-    Args:
-        paths: a file for each sample.
-        size: expected height and width in pixels.
-        skip: leave out files that cannot be read, instead of raising.
-        crop: images of other sizes are resized and cropped, see ``imagenet_crop``; otherwise they count as unreadable.
-    """
-
-    def __init__(self, paths: list[Path], size: int, skip: bool, crop: bool = False) -> None:
-        self.paths = paths
-        self.size = size
-        self.skip = skip
-        self.crop = crop
-
-    def __call__(self, index: Tensor) -> Loaded:
-        """Decode the images of these indices into uint8 (n, 3, size, size)."""
-        images, kept, faults = [], [], []
-        for position, sample in enumerate(index.tolist()):
-            try:
-                images.append(self._decode(self.paths[sample]))
-                kept.append(position)
-            except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-                faults.append(f"{self.paths[sample]} ({error})")
-        if faults and not self.skip:
-            raise ValueError(
-                f"{len(faults)} unreadable image(s) in a batch of {len(index)}: {'; '.join(faults)}. Fetch the data "
-                "again, or leave such images out, counted, with stream.on_error=skip"
-            )
-        shape = (len(images), self.size, self.size, 3)
-        array = np.stack(images) if images else np.empty(shape, np.uint8)
-        return Loaded(torch.from_numpy(array).permute(0, 3, 1, 2), torch.tensor(kept, dtype=torch.int64), tuple(faults))
-
-    def _decode(self, path: Path) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-                pixels = np.array(imagenet_crop(rgb, self.size) if self.crop else rgb)
-        except UnidentifiedImageError:
-            raise ValueError("not an image") from None
-        if pixels.shape[:2] != (self.size, self.size):
-            height, width = pixels.shape[:2]
-            raise ValueError(f"{width}x{height} pixels instead of {self.size}x{self.size}")
-        return pixels
 
 
 def imagenet_c(
@@ -122,13 +73,6 @@ def imagenet_c(
             images, labels = levels[level]
             domains.append(Domain(name, level, labels, images))
     return Stream(domains, 1000, batch_size, limit, workers, subset=None if chosen is None else chosen.name)
-
-
-def imagenet_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to 8/7 of ``size`` and cut out the middle: 256 and 224, as ImageNet-C was made."""
-    from torchvision.transforms.functional import center_crop, resize
-
-    return center_crop(resize(image, size * 8 // 7), size)
 
 
 def imagenet_folders() -> Folders:

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from tta.checks import whole_number
+from tta.streams.arrays import ArrayImages
 from tta.streams.base import Loaded
 from tta.streams.choices import choose_on_error
-from tta.streams.cifar import ArrayImages
 from tta.streams.classes import Part, imagenet_classes, part_of_imagenet, read_classes
 from tta.streams.clean import are_images, read_npz
-from tta.streams.imagenet import FileImages
+from tta.streams.files import FileImages
 from tta.streams.listing import Folders, list_images, read_subset
 
 

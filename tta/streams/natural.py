@@ -12,7 +12,8 @@ from tta.data.layouts import FOLDERS, IMAGENET_V2, imagenet_v2_folder
 from tta.streams.base import Domain, Stream
 from tta.streams.choices import choose_on_error
 from tta.streams.classes import PARTS, part_classes, part_of_imagenet
-from tta.streams.imagenet import FileImages, imagenet_folders
+from tta.streams.files import FileImages
+from tta.streams.imagenet import imagenet_folders
 from tta.streams.labelled import open_labelled
 from tta.streams.listing import Folders, list_images
 

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numbered_images import Numbered, domain
+from small_tree import same
+from tta.streams import Batch, Domain, Scenario, Stream, reading
+from tta.streams.arrays import ArrayImages, DeviceImages
+from tta.streams.batch import Loaded
+from tta.streams.reading import fit, one_ahead, read_batches, resident
+
+CPU = torch.device("cpu")
+
+
+def array_domain(name: str = "fog", n: int = 23, seed: int = 0) -> Domain:
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), np.uint8)
+    return Domain(name, 5, torch.arange(n) % 7, ArrayImages(pixels))
+
+
+def read(*domains: Domain, workers: int = 0, scenario: Scenario | None = None, batch_size: int = 4) -> list[Batch]:
+    stream = Stream(domains, 7, batch_size, workers=workers)
+    return list(stream.batches(stream.plan(scenario or Scenario(reset="never"), 3)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    batch_size=st.integers(1, 17),
+    workers=st.integers(1, 4),
+    mix=st.booleans(),
+)
+def test_threads_change_nothing(sizes: list[int], batch_size: int, workers: int, mix: bool) -> None:
+    domains = [array_domain(f"d{k}", n, seed=k) for k, n in enumerate(sizes)]
+    scenario = Scenario(reset="never", mix=mix)
+    alone = read(*domains, scenario=scenario, batch_size=batch_size)
+    assert same(read(*domains, scenario=scenario, batch_size=batch_size, workers=workers), alone)
+
+
+def test_arrays_are_read_by_threads_of_this_process_and_files_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(reading, "_by_processes", refuse)
+    read(array_domain(), workers=2)
+    with pytest.raises(AssertionError, match="a process was started"):
+        read(array_domain(), domain(), workers=2)
+
+
+def test_threads_stop_with_the_reader_and_read_no_further_than_they_should() -> None:
+    asked: list[int] = []
+
+    class Counting(ArrayImages):
+        def __call__(self, index: torch.Tensor) -> Loaded:
+            asked.extend(index.tolist())
+            return super().__call__(index)
+
+    before = threading.active_count()
+    load = Counting(np.zeros((100, 2, 2, 3), np.uint8))
+    stream = Stream([Domain("fog", 5, torch.zeros(100, dtype=torch.int64), load)], 7, 1, workers=2)
+    batches = stream.batches(stream.plan(Scenario(order="file"), 0))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert 1 <= len(asked) <= 5
+    assert threading.active_count() == before
+
+
+def test_error_in_a_thread_arrives_at_its_turn() -> None:
+    class Failing(ArrayImages):
+        def __call__(self, index: torch.Tensor) -> Loaded:
+            if 7 in index:
+                raise OSError("image 7 is gone")
+            return super().__call__(index)
+
+    stream = Stream(
+        [Domain("fog", 5, torch.arange(20) % 7, Failing(np.zeros((20, 2, 2, 3), np.uint8)))], 7, 5, workers=3
+    )
+    batches = stream.batches(stream.plan(Scenario(order="file"), 0))
+    assert next(batches).index.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(OSError, match=r"\Aimage 7 is gone\Z"):
+        next(batches)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_images_held_on_a_device_are_the_same(channels_first: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 3, 3), np.uint8)
+    load = ArrayImages(pixels, channels_first)
+    held = load.on(CPU)
+    index = torch.tensor([8, 0, 3])
+    expected = load(index)
+    assert torch.equal(held(index).images, expected.images)
+    assert held(index).images.stride() == expected.images.stride()
+    pixels[:] = 0  # they were copied the first time, and are not read again
+    assert torch.equal(held(index).images, expected.images)
+
+
+def test_resident_domains_give_the_same_batches() -> None:
+    domains = [array_domain("fog"), array_domain("snow", seed=1)]
+    held = resident(domains, CPU)
+    assert all(isinstance(domain.load, DeviceImages) for domain in held)
+    scenario = Scenario(reset="never", mix=True)
+    plan = Stream(domains, 7, 5).plan(scenario, 3)
+    assert same(list(read_batches(held, plan, 0, CPU)), read(*domains, scenario=scenario, batch_size=5))
+
+
+def test_a_domain_that_comes_again_is_held_once() -> None:
+    fog, snow = array_domain("fog"), array_domain("snow", seed=1)
+    bytes_each = 23 * 48
+    assert fit([fog, snow, fog], 2 * bytes_each)
+    assert not fit([fog, snow, fog], 2 * bytes_each - 1)
+    held = resident([fog, snow, fog], CPU)
+    assert held[0].load is held[2].load
+    assert not fit([fog, domain()], 10**9)  # what is not in an array cannot be held
+
+
+def test_one_ahead_starts_the_next_before_an_item_is_given_out() -> None:
+    events: list[str] = []
+
+    def source() -> Iterator[int]:
+        for number in range(3):
+            events.append(f"read {number}")
+            yield number
+
+    def start(number: int) -> int:
+        events.append(f"start {number}")
+        return 10 * number
+
+    def finish(started: int) -> int:
+        events.append(f"finish {started // 10}")
+        return started // 10
+
+    for number in one_ahead(source(), start, finish):
+        events.append(f"use {number}")
+    assert events == [
+        *("read 0", "start 0", "read 1", "start 1", "finish 0", "use 0"),
+        *("read 2", "start 2", "finish 1", "use 1", "finish 2", "use 2"),
+    ]
+
+
+@given(items=st.lists(st.integers()))
+def test_one_ahead_loses_nothing(items: list[int]) -> None:
+    assert list(one_ahead(items, str, int)) == items
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_a_gpu_are_the_same(monkeypatch: pytest.MonkeyPatch, held: bool, workers: int) -> None:
+    gpu = torch.device("cuda")
+    if not held:
+        monkeypatch.setattr(reading, "RESIDENT_BYTES", 0)
+    for domains in ([array_domain("fog"), array_domain("snow", seed=1)], [domain("fog", load=Numbered(broken=(3,)))]):
+        stream = Stream(domains, 7, 4, workers=workers)
+        plan = stream.plan(Scenario(reset="never"), 3)
+        there = list(stream.batches(plan, gpu))
+        assert all(batch.images.device.type == "cuda" for batch in there)
+        here = [Batch(**{**vars(batch), "images": batch.images.cpu()}) for batch in there]
+        assert same(here, list(stream.batches(plan)))
+
+
+@pytest.mark.gpu
+def test_images_held_on_a_gpu_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = array_domain()
+    stream = Stream([load], 7, 4)
+    plan = stream.plan(Scenario(order="file"), 0)
+    monkeypatch.setattr(ArrayImages, "__call__", lambda self, index: pytest.fail("images were read on the host"))
+    assert len(list(stream.batches(plan, torch.device("cuda")))) == 6
