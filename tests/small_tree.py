@@ -30,10 +30,11 @@ def tree(root: Path) -> Path:
     return root
 
 
-def make(root: Path, **options: Any) -> Stream:
+def make(root: Path, cache: Path | bool = False, **options: Any) -> Stream:
+    how = str(cache) if isinstance(cache, Path) else cache
     return imagenet_c(
         str(root),
-        **{"corruptions": ["fog", "snow"], "size": 32, "workers": 0, "batch_size": 4, **options},
+        **{"corruptions": ["fog", "snow"], "size": 32, "workers": 0, "batch_size": 4, "cache": how, **options},
     )
 
 

@@ -101,6 +101,7 @@ def run(config: DictConfig) -> Path:
     # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
     loggers = list(_instantiate(config.logger).values())
     runner = Runner(method, stream, scenario, config.seed, directory, loggers, device, autocast)
+    stream.prepare()
     origin = {
         "choices": _choices(),
         "weights": backbone.tag,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_dir() -> Path:
@@ -45,3 +46,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def alone(folder: Path, wait: Callable[[Path], None]) -> AbstractContextManager[Any]:
+    """Take the lock of a folder, until the block ends. The system frees it when a process dies, however it does.
+
+    Args:
+        folder: what is to be made by one process at a time; the lock is beside it.
+        wait: told the lock's path when another process holds it, before that is waited for.
+
+    Raises:
+        OSError: at once, if there is no writing, or no locking, beside the folder.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder.with_name(f".{folder.name}.lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            wait(path)
+            return lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(f"{path}: {error}") from error

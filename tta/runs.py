@@ -50,6 +50,7 @@ PLACES = (
     "stream.source",
     "stream.workers",
     "stream.download",
+    "stream.cache",
     "model.checkpoint",
     "model.model_dir",
     "method.fisher.root",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
-
-from filelock import FileLock, Timeout
 
 from tta.data.catalogue import File, Part, find
 from tta.data.download import Download, check_md5, part_path
 from tta.data.progress import in_bytes
 from tta.data.unpack import UnusableError, unpack
+from tta.paths import alone
 
 Say = Callable[[str], None]
 MARGIN = 100_000_000  # bytes that are to stay free
@@ -70,24 +70,14 @@ def _missing(parts: Sequence[Part], folder: Path) -> list[Part]:
     return [part for part in parts if next(part.layout.problems(folder, deep=False), None)]
 
 
-@contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Hold the lock of a data set's folder. The system frees it when a process dies, however it does."""
-    path = folder.with_name(f".{folder.name}.lock")
+def _alone(folder: Path, say: Say) -> AbstractContextManager[Any]:
+    def wait(path: Path) -> None:
+        say(f"another process is fetching {folder.name} (it holds {path}): waiting until it has done")
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another process is fetching {folder.name} (it holds {path}): waiting until it has done")
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
+        return alone(folder, wait)
+    except OSError as error:
         raise OSError(f"{folder.parent} cannot be written ({error}): choose another folder with --root") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Fetch:

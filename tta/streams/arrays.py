@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,47 @@ class ArrayImages:
     def on(self, device: torch.device) -> DeviceImages:
         """Give the same images, to be held on a device."""
         return DeviceImages(self.array, device, self.channels_first)
+
+
+class CachedImages(ArrayImages):
+    """Images of a cache; those that are not in it are read from their source.
+
+    Args:
+        array: see ``ArrayImages``.
+        channels_first: see ``ArrayImages``.
+        rows: int64 (N,): the place in the array of each sample; -1 for those that are not in it.
+        needed: int64: the samples that may be asked for.
+        source: reads the others.
+    """
+
+    def __init__(self, array: np.ndarray, channels_first: bool, rows: Tensor, needed: Tensor, source: Any) -> None:
+        super().__init__(array, channels_first)
+        self.rows = rows
+        self.needed = needed
+        self.source = source
+
+    def __call__(self, index: Tensor) -> Loaded:
+        """Read the images of these indices, uint8 (n, 3, size, size), in memory as the source gives them."""
+        rows = self.rows[index]
+        (there,), (missing,) = torch.where(rows >= 0), torch.where(rows < 0)
+        cached = super().__call__(rows[there]).images
+        if not len(missing):
+            return Loaded(cached, there)
+        images, kept, skipped = self.source(index[missing])
+        if not len(images):
+            return Loaded(cached, there, skipped)
+        kept, order = torch.cat([there, missing[kept]]).sort()
+        together = torch.cat([cached, images])
+        return Loaded(torch.empty_like(together).copy_(together[order]), kept, skipped)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all images that may be asked for are in the array."""
+        return bool((self.rows[self.needed] >= 0).all())
+
+    def on(self, device: torch.device) -> DeviceImages:
+        """Give the same images, to be held on a device."""
+        return DeviceImages(self.array, device, self.channels_first, self.rows)
 
 
 class DeviceImages:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tta.checks import whole_number
 from tta.streams.batch import MIXED, Batch, Domain, Loaded, Planned, Visit, place_of
+from tta.streams.cache import cache_folder, check_cache, open_cached
 from tta.streams.classes import Part
 from tta.streams.reading import read_batches
 from tta.streams.scenario import Scenario, spread
@@ -37,6 +38,8 @@ class Stream:
         classes: of which the labels are the places, if they are a part of those that backbones may have; a backbone
             with all of them is restricted to these.
         subset: name of the list that the images were chosen by; ``None`` if the data set is whole.
+        cache: decode, or make, the chosen images once and keep their pixels on disk: ``True`` for a folder in the cache
+            of this program, or the folder. The images are the same ones, and so are the results.
 
     Raises:
         ValueError: if there are no domains, or a number is out of its range.
@@ -51,6 +54,7 @@ class Stream:
         workers: int = 0,
         classes: Part | None = None,
         subset: str | None = None,
+        cache: bool | str = False,
     ) -> None:
         if not domains:
             raise ValueError("a stream needs at least one domain: stream.corruptions is empty")
@@ -61,6 +65,7 @@ class Stream:
         self.workers = whole_number("stream.workers", workers, 0)
         self.classes = classes
         self.subset = subset
+        self.cache = check_cache(cache)
 
     @cached_property
     def digest(self) -> str:
@@ -110,6 +115,23 @@ class Stream:
             reset = scenario.reset == "batch" or (scenario.reset == "domain" and number == 0)
             yield Planned(tuple(visits), of, index, number == 0, reset)
 
+    def prepare(self) -> None:
+        """Make what is made once, before the first batch: the decoded cache, if there is to be one.
+
+        Raises:
+            ValueError: if an image cannot be read, or the images of a domain cannot be cached.
+            OSError: if the cache cannot be written.
+        """
+        _ = self._sources
+
+    @cached_property
+    def _sources(self) -> Sequence[Domain]:
+        """The domains, read from where that is fastest."""
+        if self.cache is False:
+            return self.domains
+        chosen = [self._selected(domain) for domain in self.domains]
+        return open_cached(self.domains, chosen, cache_folder(self.cache), self.workers)
+
     def batches(self, plan: Sequence[Planned], device: torch.device = CPU) -> Iterator[Batch]:
         """Read the planned batches, in order.
 
@@ -121,7 +143,7 @@ class Stream:
             ValueError: at the turn of a batch that cannot be read.
             OSError: likewise.
         """
-        yield from read_batches(self.domains, plan, self.workers, device)
+        yield from read_batches(self._sources, plan, self.workers, device)
 
     def _selected(self, domain: Domain) -> Tensor:
         total = len(domain.labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,11 @@ class CorruptedImages:
         images = corrupt(images, self.name, self.severity, index=index[kept], seed=self.seed, scale=self.scale)
         return Loaded(images, kept, skipped)
 
+    def how(self) -> dict[str, Any]:
+        """Say what is made of the clean images."""
+        made = {"corruption": self.name, "severity": self.severity, "seed": self.seed, "scale": self.scale}
+        return {**made, "recipe": recipe_digest()}
+
 
 class CorruptedStream(Stream):
     """A stream whose images are made, so that the data have a version: that of what makes them."""
@@ -66,6 +72,7 @@ def corrupted(
     on_error: str = "stop",
     classes: str | None = None,
     subset: str | None = None,
+    cache: bool | str = False,
 ) -> Stream:
     """Make a stream of clean images that are corrupted on the fly.
 
@@ -83,6 +90,7 @@ def corrupted(
         on_error: see ``open_labelled``.
         classes: see ``open_labelled``.
         subset: see ``open_labelled``; the noise of an image depends on its place in the subset.
+        cache: see ``Stream``.
 
     Raises:
         FileNotFoundError: if the source is missing or empty, or images of the subset are missing.
@@ -101,4 +109,4 @@ def corrupted(
         for name in names
         for level in severities
     ]
-    return CorruptedStream(domains, data.num_classes, batch_size, limit, workers, data.part, data.subset)
+    return CorruptedStream(domains, data.num_classes, batch_size, limit, workers, data.part, data.subset, cache)

@@ -29,6 +29,7 @@ def imagenet_c(
     size: int = 224,
     subset: str | None = None,
     dataset: str = "imagenet_c",
+    cache: bool | str = False,
 ) -> Stream:
     """Make the stream of ImageNet-C or ImageNet-3DCC: images as they are in the files, not resized.
 
@@ -46,6 +47,7 @@ def imagenet_c(
         subset: see ``read_subset``; of each corruption and severity.
         dataset: ``imagenet_c``, with the corruptions ``benchmark``, ``extra`` and ``all``; or ``imagenet_3dcc``, whose
             12 corruptions are ``benchmark`` and ``all``.
+        cache: see ``Stream``.
 
     Raises:
         FileNotFoundError: if a folder is missing or empty, or images of the subset are missing.
@@ -72,7 +74,8 @@ def imagenet_c(
                 levels[level] = FileImages(paths, size, skip), labels
             images, labels = levels[level]
             domains.append(Domain(name, level, labels, images))
-    return Stream(domains, 1000, batch_size, limit, workers, subset=None if chosen is None else chosen.name)
+    subset = None if chosen is None else chosen.name
+    return Stream(domains, 1000, batch_size, limit, workers, subset=subset, cache=cache)
 
 
 def imagenet_folders() -> Folders:

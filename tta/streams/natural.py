@@ -50,6 +50,7 @@ def imagenet_test_set(
     on_error: str = "stop",
     size: int = 224,
     version: str | None = None,
+    cache: bool | str = False,
 ) -> Stream:
     """Make the stream of another test set with classes of ImageNet: one domain of severity 0.
 
@@ -66,6 +67,7 @@ def imagenet_test_set(
         on_error: ``stop`` at an image that cannot be read, or ``skip`` and count it.
         size: height and width that images get, in pixels.
         version: of ImageNet-V2, one of ``IMAGENET_V2``; the others have none.
+        cache: see ``Stream``.
 
     Raises:
         FileNotFoundError: if the folder is missing or empty.
@@ -86,7 +88,8 @@ def imagenet_test_set(
     paths, labels = list_images(folder, folders)
     part = part_of_imagenet(list(folders.classes)) if dataset in PARTS else None
     images = FileImages(paths, size, skip, crop=True)
-    return Stream([Domain(name, 0, labels, images)], len(folders.classes), batch_size, limit, workers, part)
+    domain = Domain(name, 0, labels, images)
+    return Stream([domain], len(folders.classes), batch_size, limit, workers, part, cache=cache)
 
 
 def clean(
@@ -99,6 +102,7 @@ def clean(
     on_error: str = "stop",
     classes: str | None = None,
     subset: str | None = None,
+    cache: bool | str = False,
 ) -> Stream:
     """Make a stream of clean images, as they are: one domain, ``clean``, of severity 0.
 
@@ -112,6 +116,7 @@ def clean(
         on_error: see ``open_labelled``.
         classes: see ``open_labelled``.
         subset: see ``open_labelled``.
+        cache: see ``Stream``.
 
     Raises:
         FileNotFoundError: if the source is missing or empty, or images of the subset are missing.
@@ -119,7 +124,7 @@ def clean(
     """
     data = open_labelled(source, size, num_classes, on_error, classes, subset)
     domain = Domain("clean", 0, data.labels, data.load)
-    return Stream([domain], data.num_classes, batch_size, limit, workers, data.part, data.subset)
+    return Stream([domain], data.num_classes, batch_size, limit, workers, data.part, data.subset, cache)
 
 
 def _find(root: Path, official: str, dataset: str, folders: Folders) -> Path:
