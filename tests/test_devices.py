@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import ctypes
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
-from tta.devices import choose_device, choose_precision, describe_device
+from tta.devices import choose_device, choose_precision, describe_device, keep_memory
 
 
 @pytest.fixture
@@ -64,3 +68,36 @@ def test_precision(name: str, dtype: torch.dtype | None) -> None:
 def test_wrong_precision() -> None:
     with pytest.raises(ValueError, match=r"precision must be one of fp32, bf16.*; got 'fp8'"):
         choose_precision("fp8")
+
+
+FAULTS = """
+import resource, sys, torch
+from tta.devices import keep_memory
+if sys.argv[1] == "keep":
+    assert keep_memory()
+for number in range(40):
+    if number == 30:  # the heap has found its shape
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10, 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_memory_that_is_kept_need_not_be_fetched_page_by_page() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert 10 * faults("keep") < faults("leave")
+
+
+@pytest.mark.parametrize("library", [object(), OSError("there is none")])
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+    def find(name: None) -> Any:
+        if isinstance(library, Exception):
+            raise library
+        return library
+
+    monkeypatch.setattr(ctypes, "CDLL", find)
+    assert not keep_memory()

@@ -77,7 +77,7 @@ def run(config: DictConfig) -> Path:
     """
     import torch
 
-    from tta.devices import choose_device, choose_precision, describe_device
+    from tta.devices import choose_device, choose_precision, describe_device, keep_memory
     from tta.runner import Runner
     from tta.runs import RunDirectory, fingerprint, provenance
 
@@ -85,6 +85,8 @@ def run(config: DictConfig) -> Path:
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
     device, autocast = choose_device(config.device), choose_precision(config.precision)
+    if device.type == "cpu":
+        keep_memory()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
