@@ -3,6 +3,7 @@
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
     python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
+    python scripts/benchmark.py stream --rounds 5 --root imagenet/val --out docs/benchmark-stream-cpu.md
 
 Times are medians over rounds in which every candidate takes its turn, so that other work on the machine meets all of
 them alike. The table says the command, versions and device.
@@ -16,6 +17,7 @@ import re
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +33,7 @@ from torch import Tensor
 from tta.backbones import timm_backbone
 from tta.cli import CONFIGS
 from tta.corruptions import CORRUPTIONS, SCALES, corrupt
-from tta.devices import choose_device, describe_device
+from tta.devices import choose_device, describe_device, keep_memory
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
@@ -61,17 +63,28 @@ def main() -> None:
     command.add_argument("--batch", type=int, default=64, help="images of 32 pixels; of larger ones as many pixels")
     command.add_argument("--severity", type=int, default=3)
     command.add_argument("--corruptions", nargs="+", choices=CORRUPTIONS, default=CORRUPTIONS, metavar="NAME")
+    command = commands.add_parser("stream", parents=[common], help="images per second up to a batch on the device")
+    command.add_argument("--root", type=Path, help="folder of <class>/*.JPEG, 224 pixels; default: some are made")
+    command.add_argument("--images", type=int, default=4000, help="in a pass; the folder's come again and again")
+    command.add_argument("--batch", type=int, default=64, help="images")
+    command.add_argument("--workers", type=int, default=2, help="of the loaders")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
+    if device.type == "cpu":
+        keep_memory()  # as the command does
     if options.what == "objectives":
         lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
     elif options.what == "corruptions":
         how = (device, options.rounds, options.batch, options.severity)
         lines = corruptions(options.corruptions, options.scales, *how)
+    elif options.what == "stream":
+        lines = stream(options.root, options.images, options.batch, options.workers, device, options.rounds)
     else:
         work = Workload(options.model, options.batch, options.size, device, options.threads)
         lines = methods(work, options.rounds, options.methods)
+    if getattr(options, "root", None):  # where it is says nothing to others
+        sys.argv = [word.replace(str(options.root), options.root.name) for word in sys.argv]
     lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
     lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
     text = "\n".join(lines) + "\n"
@@ -236,15 +249,38 @@ def _speeds(name: str, severity: int, size: int, count: int, device: torch.devic
     return count / seconds["ours"], few / seconds["recipe"]
 
 
-def medians(candidates: Mapping[str, Callable[[], None]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate."""
+def stream(root: Path | None, count: int, batch: int, workers: int, device: torch.device, rounds: int) -> list[str]:
+    """Images per second of our streams, and of the loops that they take the place of."""
+    from stream_speed import folder_of_images, passes_over_arrays, passes_over_files
+
+    with folder_of_images(root) as folder, tempfile.TemporaryDirectory() as cache:
+        files = medians(
+            passes_over_files(folder, count, batch, workers, device, Path(cache)), device, rounds, warm_up=1
+        )
+    arrays = medians(passes_over_arrays(count, batch, device), device, rounds, warm_up=1)
+    title = (
+        f"Images per second up to a normalised batch of {batch} float images on the device: {count} images of 224 "
+        f"pixels in JPEG files, read by {workers} workers (CenterCrop, ToTensor and Normalize in theirs), "
+        "and as many of 32 pixels in memory."
+    )
+    rows = [("", "images/s", "ratio"), ("---", "---:", "---:")]
+    for seconds in (files, arrays):
+        first = next(iter(seconds.values()))
+        rows += [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def medians(
+    candidates: Mapping[str, Callable[[], None]], device: torch.device, rounds: int, warm_up: int = 3
+) -> dict[str, float]:
+    """Median seconds of each candidate, after as many rounds that only warm up."""
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(-3, rounds):  # the first three only warm up
+    for number in range(-warm_up, rounds):
         for name, candidate in candidates.items():
             wait()
             began = time.perf_counter()

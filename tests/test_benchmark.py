@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 
 
@@ -43,3 +45,23 @@ def test_corruptions_are_images_per_second_beside_the_plain_recipes(tmp_path: Pa
     for ours, recipe, ratio in (row[1:] for row in rows[2:4]):
         assert abs(float(ratio) - float(ours) / float(recipe)) < 0.1 + 0.01 * float(ratio)
     assert "benchmark.py corruptions --device cpu" in out.read_text()
+
+
+def test_streams_are_images_per_second_beside_the_official_loops(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    for number in range(3):
+        file = tmp_path / "photos" / f"class{number}" / "a.JPEG"
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (224, 224), (number, 50, 100)).save(file)
+    words = ["stream", "--device", "cpu", "--rounds", "1", "--images", "8", "--batch", "4", "--workers", "0"]
+    words += ["--root", str(tmp_path / "photos"), "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    ours = {"ours", "ours, cached", "ours, cached, left as bytes", "ours, of an array"}
+    assert {row[0] for row in rows[2:]} == {"ImageFolder and DataLoader", "TensorDataset and DataLoader"} | ours
+    base = 1.0
+    for name, speed, ratio in rows[2:]:
+        base = float(speed) if "DataLoader" in name else base
+        assert abs(float(ratio) - float(speed) / base) < 0.02 + 0.02 * float(ratio)
+    assert "--root photos" in out.read_text()
+    assert str(tmp_path) not in out.read_text().replace(f"--out {out}", "")
