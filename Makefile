@@ -19,7 +19,7 @@ install: .venv/.installed ## create .venv and install the package with all it ne
 
 run: .venv/.installed ## compare source, bn_adapt, EM and AdaDEM on the demo stream (runs in RUNS=runs/demo)
 	@$(BIN)/tta --multirun method=source,bn_adapt,tent,adadem runs_dir=$(RUNS)
-	@$(BIN)/tta-compare $(RUNS)
+	@$(BIN)/tta-compare $(RUNS) --figures --html
 
 test: .venv/.installed ## run the tests
 	@$(BIN)/python -m pytest

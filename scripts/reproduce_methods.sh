@@ -25,10 +25,10 @@ for scenario in single_domain continual; do
     tta -m "${there[@]}" objective=em,adadem method=tent,eta,sar,deyo
     tta -m "${there[@]}" objective=em,adadem method=eata "method.fisher.root=$clean"
     tta -m "${there[@]}" objective=em,adadem method=rdumb method.reset_every=50
-    tta-compare "$runs/$scenario"
+    tta-compare "$runs/$scenario" --figures --html
     for few in cotta:1000 memo:200; do
         method=${few%:*} limit=${few#*:}
         tta -m "${there[@]}" method="source,bn_adapt,$method" stream.limit="$limit" "runs_dir=$runs/${scenario}_$method"
-        tta-compare "$runs/${scenario}_$method"
+        tta-compare "$runs/${scenario}_$method" --figures --html
     done
 done

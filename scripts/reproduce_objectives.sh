@@ -19,5 +19,5 @@ for scenario in single_domain continual; do
     tta -m "${common[@]}" "${there[@]}" method=source,bn_adapt
     tta -m "${common[@]}" "${there[@]}" method=tent objective=em,cadf,adadem_norm,adadem_mec,adadem \
         optimizer.lr=0.0005,0.001,0.0025,0.005,0.01,0.02,0.05,0.1
-    tta-compare "$runs/$scenario"
+    tta-compare "$runs/$scenario" --figures --html
 done

@@ -1,9 +1,10 @@
 """Bring the tables and figures of docs/ and the README up to date with runs that were just made.
 
-    tta-compare runs/demo && python scripts/update_docs.py demo=runs/demo
+    tta-compare runs/demo --figures && python scripts/update_docs.py demo=runs/demo
 
-takes comparison.md and the figures beside it from runs/demo as docs/demo.md, docs/demo.png and so on, and puts the
-table into the README where it says `<!-- table:demo -->`.
+takes comparison.md and the two figures that documents show from runs/demo as docs/demo.md, docs/demo.png and
+docs/demo-lr.png, and puts the table (that by learning rate, if there is one) into the README where it says
+`<!-- table:demo -->`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def update(name: str, folder: Path) -> None:
     """Take over the comparison in a folder of runs."""
     docs, readme = ROOT / "docs", ROOT / "README.md"
     docs.mkdir(exist_ok=True)
-    for file in folder.glob("comparison*.png"):
-        shutil.copy(file, docs / file.name.replace("comparison", name))
+    for figure in ("", "-lr"):
+        if (file := folder / f"comparison{figure}.png").is_file():
+            shutil.copy(file, docs / f"{name}{figure}.png")
     (docs / f"{name}.md").write_text(without_places((folder / "comparison.md").read_text()))
     place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
     readme.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], readme.read_text()))
@@ -42,8 +44,8 @@ def without_places(text: str) -> str:
 
 
 def table(file: Path) -> str:
-    """Lines of the table in a Markdown file."""
-    return "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("|"))
+    """Lines of the last table in a Markdown file."""
+    return re.findall(r"(?:^\|.*\n)+", file.read_text(), re.MULTILINE)[-1]
 
 
 if __name__ == "__main__":

@@ -94,6 +94,6 @@ def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: py
     assert found["bn_adapt"] > found["source"] + 0.15
     assert found["tent"] > found["bn_adapt"] + 0.005
     assert found["adadem"] > found["bn_adapt"] + 0.005
-    subprocess.run([str(tta.with_name("tta-compare")), str(tmp_path)], check=True)
+    subprocess.run([str(tta.with_name("tta-compare")), str(tmp_path), "--figures"], check=True)
     assert (tmp_path / "comparison.md").is_file()
     assert (tmp_path / "comparison.png").is_file()

@@ -12,6 +12,7 @@ import hydra
 import pytest
 
 from tta.cli import CONFIGS
+from tta.compare.cli import _parser as compare_parser
 from tta.data.catalogue import DATASETS, find
 from tta.data.cli import _parser
 
@@ -66,6 +67,13 @@ def test_every_tta_data_command_is_understood() -> None:
     for options in found:
         if options.command != "list":
             assert find(options.name).choose(options.parts)
+
+
+def test_every_tta_compare_command_and_option_is_understood() -> None:
+    assert [compare_parser().parse_args(words).runs for words in commands("tta-compare")]
+    options = {word for action in compare_parser()._actions for word in action.option_strings} - {"-h", "--help"}
+    named = set(re.findall(r"^\| `(--[a-z]+)[^|]*\|", README, re.MULTILINE))
+    assert options == named
 
 
 def test_every_data_set_is_in_its_table() -> None:

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tta.compare import Table, find_runs, tables
+from tta.compare.drawn import Figure, figures, stretches_of, styles
+from written_runs import write_run
+
+
+def drawn(folder: Path) -> tuple[Table, dict[str, Figure]]:
+    (table,) = tables(find_runs([folder]))
+    return table, {figure.name: figure for figure in figures(table, styles([table]))}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    write_run(tmp_path / "a", "source", 0, {"fog": 0.5, "snow": 0.7})
+    for seed in (0, 1):
+        for lr in (0.01, 0.1):
+            write_run(tmp_path / f"{lr}-{seed}", "tent", seed, {"fog": 0.6 + lr + 0.1 * seed, "snow": 0.6}, lr=lr)
+    return tmp_path
+
+
+def test_a_method_looks_the_same_in_all_figures(runs: Path) -> None:
+    _, found = drawn(runs)
+    assert sorted(found) == ["", "classes", "cost", "domains", "lr"]
+    for figure in found.values():
+        looks = {series.label.partition(" (")[0]: series.style for series in figure.series}
+        assert looks["tent + em"].color == "#0072B2"
+        assert looks["source"].color == "#000000"
+
+
+def test_styles_do_not_repeat_and_do_not_depend_on_a_table(tmp_path: Path) -> None:
+    for number in range(12):
+        write_run(tmp_path / f"m{number}", f"m{number}", 0, {"fog": 0.05 * number})
+    write_run(tmp_path / "other", "m3", 0, {"fog": 0.1}, weights="others")
+    found = tables(find_runs([tmp_path]))
+    looks = styles(found)
+    assert len(set(looks.values())) == 12
+    best = [looks[f"m{number}"].color for number in range(11, 5, -1)]
+    assert len(set(best)) == 6
+
+
+def test_the_online_curve_is_the_mean_over_seeds_with_gaps_between_domains(runs: Path) -> None:
+    _, found = drawn(runs)
+    figure = found[""]
+    tent = figure.series[1]
+    assert tent.label == "tent + em (lr 0.1)"
+    np.testing.assert_allclose(tent.y, [75, 75, np.nan, 60, 60, np.nan])
+    np.testing.assert_allclose(np.asarray(tent.x, dtype=float), [50, 100, np.nan, 150, 200, np.nan])
+    assert figure.stretches == [(100.0, "fog"), (200.0, "snow")]
+    assert figure.note == "learning rates: of each method the one with the best mean, chosen on the test stream"
+
+
+def test_bars_by_domain_and_mean(runs: Path) -> None:
+    _, found = drawn(runs)
+    source, tent = found["domains"].series
+    assert source.x == ["fog", "snow", "mean"]
+    np.testing.assert_allclose(source.y, [50, 70, 60])
+    assert source.error is None
+    assert tent.error is not None
+    np.testing.assert_allclose(tent.error, [7.07107, 0, 3.53553], atol=1e-4)
+
+
+def test_predicted_classes_beside_labels(runs: Path) -> None:
+    _, found = drawn(runs)
+    labels, source, _ = found["classes"].series
+    assert (labels.label, labels.kind) == ("labels", "bar")
+    np.testing.assert_allclose(labels.y, [50, 50])
+    np.testing.assert_allclose(source.y, [55, 45])
+
+
+def test_many_classes_are_ranked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "source", 0, {"fog": 0.5})
+    rows = "".join(f"fog,5,1,{c},1,{c % 3},0\n" for c in range(30))
+    (folder / "classes.csv").write_text("domain,severity,visit,class,labels,predictions,correct\n" + rows)
+    _, found = drawn(tmp_path)
+    _, source = found["classes"].series
+    np.testing.assert_allclose(source.y, 100 / 30 * np.repeat([2, 1, 0], 10))
+    np.testing.assert_allclose(np.asarray(source.x, dtype=float), np.arange(1, 31))
+    assert found["classes"].xlabel == "rank of the class by frequency"
+
+
+def test_cost_is_a_multiple_of_source_or_in_milliseconds(runs: Path) -> None:
+    _, found = drawn(runs)
+    source, tent = found["cost"].series
+    assert (list(source.x), list(tent.x)) == ([1.0], [pytest.approx(2.0)])
+    assert "cpu (2 threads)" in found["cost"].note
+    (runs / "a" / "summary.json").unlink()
+    _, found = drawn(runs)
+    assert found["cost"].series[0].x == pytest.approx([20.0])
+    assert found["cost"].xlabel == "time for an image (ms)"
+
+
+def test_learning_rates_are_lines_and_the_baseline_a_level(runs: Path) -> None:
+    _, found = drawn(runs)
+    source, tent = found["lr"].series
+    assert (source.kind, source.y) == ("level", pytest.approx([60.0]))
+    np.testing.assert_allclose(np.asarray(tent.x, dtype=float), [0.01, 0.1])
+    np.testing.assert_allclose(tent.y, [63, 67.5])
+    assert found["lr"].ticks == [0.01, 0.02, 0.05, 0.1]
+
+
+def test_more_methods_than_can_be_told_apart_are_cut_and_counted(tmp_path: Path) -> None:
+    for number in range(15):
+        write_run(tmp_path / f"m{number}", f"m{number}", 0, {"fog": 0.5 + 0.01 * number})
+    write_run(tmp_path / "s", "source", 0, {"fog": 0.1})
+    _, found = drawn(tmp_path)
+    assert [series.label for series in found[""].series] == ["source", *(f"m{number}" for number in range(4, 15))]
+    assert found[""].note == "12 of 16 methods: the baselines and the best"
+    assert len(found["cost"].series) == 16
+
+
+def test_long_curves_are_thinned_but_keep_their_ends(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "source", 0, {"fog": 0.5})
+    rows = "".join(f"{step},fog,5,1,1,{0.001 * step}\n" for step in range(500))
+    (folder / "batches.csv").write_text("step,domain,severity,visit,n,domain_accuracy\n" + rows)
+    _, found = drawn(tmp_path)
+    (source,) = found[""].series
+    x = np.asarray(source.x, dtype=float)
+    assert len(x) == 61
+    assert (x[0], x[-2]) == (1, 500)
+    assert source.y[-2] == pytest.approx(49.9)
+
+
+def test_stretches_are_domains_or_where_too_many_rounds() -> None:
+    visits = [(name, 5, visit) for visit in range(1, 31) for name in ("fog", "snow")]
+    places = pd.DataFrame(visits, columns=["domain", "severity", "visit"])
+    end = pd.Series(100.0 * (places.index + 1))
+    assert stretches_of(places, end) == [(200.0 * k, f"visit {k}") for k in range(1, 31)]
+    assert [name for _, name in stretches_of(places[:4], end[:4])] == ["fog", "snow", "fog", "snow"]
+
+
+def test_ticks_of_a_long_and_of_a_short_axis() -> None:
+    def ticks(*x: float) -> list[float]:
+        from tta.compare.drawn import Series, Style
+
+        return Figure("", "", "", "", [Series("a", Style("#000"), np.array(x), np.array(x))]).ticks
+
+    assert ticks(1e-5, 1.0) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    assert ticks(1.2, 1.7) == [1.2, 1.7]
+    assert ticks(0.001, 0.02) == [0.001, 0.002, 0.005, 0.01, 0.02]
