@@ -2,9 +2,9 @@
 
     tta-compare runs/demo --figures && python scripts/update_docs.py demo=runs/demo
 
-takes comparison.md and the two figures that documents show from runs/demo as docs/demo.md, docs/demo.png and
-docs/demo-lr.png, and puts the table (that by learning rate, if there is one) into the README where it says
-`<!-- table:demo -->`.
+takes comparison.md from runs/demo as docs/demo.md, with those of its figures that are in docs/ already or that the
+README shows (docs/demo.png, docs/demo-lr.png), and puts the table (that by learning rate, if there is one) into the
+README where it says `<!-- table:demo -->`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def update(name: str, folder: Path) -> None:
     docs, readme = ROOT / "docs", ROOT / "README.md"
     docs.mkdir(exist_ok=True)
     for figure in ("", "-lr"):
-        if (file := folder / f"comparison{figure}.png").is_file():
-            shutil.copy(file, docs / f"{name}{figure}.png")
+        target = docs / f"{name}{figure}.png"
+        if target.is_file() or f"(docs/{target.name})" in readme.read_text():
+            shutil.copy(folder / f"comparison{figure}.png", target)
     (docs / f"{name}.md").write_text(without_places((folder / "comparison.md").read_text()))
     place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
     readme.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], readme.read_text()))

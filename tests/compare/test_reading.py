@@ -34,6 +34,13 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     assert found[1].label == "tent + em (lr 0.01)"
 
 
+def test_what_a_logger_keeps_within_a_run_is_no_run(tmp_path: Path) -> None:
+    files = write_run(tmp_path / "a", "source", 0, FOG) / "wandb" / "run-1" / "files"
+    files.mkdir(parents=True)
+    (files / "config.yaml").write_text("")
+    assert find([tmp_path]).unfinished == []
+
+
 def test_unfinished_and_unreadable_runs_are_told_and_left_out(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "source", 0, FOG)
     (write_run(tmp_path / "b", "tent", 0, FOG) / "summary.json").unlink()
@@ -84,6 +91,12 @@ def test_what_only_one_of_two_classes_has_is_not_told(tmp_path: Path) -> None:
         "tent + em (lr 0.1) optimizer=SGD optimizer.momentum=0.0",
         "tent + em (lr 0.1) optimizer=SGD optimizer.momentum=0.9",
     ]
+
+
+def test_a_part_that_one_run_lacks_altogether_is_told(tmp_path: Path) -> None:
+    tent(tmp_path / "a")
+    tent(tmp_path / "b", adapt={"_target_": "tta.methods.ParameterChoice", "layers": "norm"})
+    assert labels(tmp_path) == ["tent + em (lr 0.1)", "tent + em (lr 0.1) adapt=ParameterChoice"]
 
 
 def test_a_methods_seed_that_is_the_runs_and_places_of_files_tell_nothing_apart(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tta.compare.rows import Row, Table, named
@@ -79,14 +79,21 @@ def seconds_column(table: Table) -> Column:
 
 def _accuracies(table: Table, name: str, head: str, digits: int, std: bool) -> Column:
     means = [row.mean(name) for row in table.rows]
-    # What reads the same shares its place.
-    distinct = sorted({round(mean, digits) for mean in means}, reverse=True)
-    places = {value: place for place, value in enumerate(distinct[:2], 1)} if len(means) > 1 else {}
+    places = _places(means, digits)
     cells = [
-        Cell(_accuracy(row, name, digits, std), places.get(round(mean, digits), 0), mean, _accuracy(row, name, 2, True))
-        for row, mean in zip(table.rows, means, strict=True)
+        Cell(_accuracy(row, name, digits, std), place, mean, _accuracy(row, name, 2, True))
+        for row, mean, place in zip(table.rows, means, places, strict=True)
     ]
     return Column(head, cells, name)
+
+
+def _places(means: Sequence[float], digits: int) -> list[int]:
+    """1 for the best and 2 for the second, what reads the same alike; beside several best ones there is no second."""
+    shown = [round(mean, digits) for mean in means]
+    if len(shown) < 2:
+        return [0] * len(shown)
+    best, second = sorted(shown, reverse=True)[:2]
+    return [1 if value == best else 2 if value == second else 0 for value in shown]
 
 
 def _accuracy(row: Row, name: str, digits: int, std: bool) -> str:
@@ -183,14 +190,12 @@ def rate_columns(table: Table) -> list[Column]:
     rates = sorted({row.lr for row in table.every_rate}, key=lambda rate: -1 if rate is None else rate)
     cells: dict[float | None, list[Cell]] = {rate: [] for rate in rates}
     for rows in table.rates.values():
-        distinct = sorted({round(row.mean(), 2) for row in rows}, reverse=True)[:2] if len(rows) > 1 else []
-        here = {row.lr: row for row in rows}
+        here = {row.lr: (row, place) for row, place in zip(rows, _places([r.mean() for r in rows], 2), strict=True)}
         for rate in rates:
-            row = here.get(rate)
-            if row is None:
+            if rate not in here:
                 cells[rate].append(Cell(""))
                 continue
-            place = distinct.index(round(row.mean(), 2)) + 1 if round(row.mean(), 2) in distinct else 0
+            row, place = here[rate]
             cells[rate].append(Cell(_accuracy(row, "mean", 2, std=True), place, row.mean()))
     heads = ["no learning rate" if rate is None else f"{rate:g}" for rate in rates]
     methods = Column("method", [Cell(method) for method in table.rates])

@@ -31,7 +31,7 @@ MOST_NAMES = 40
 """Names that fit above a figure."""
 MOST_POINTS = 60
 """Of a curve within a domain."""
-LETTERS = 30
+LETTERS = 34
 """Of a label in one line of a legend."""
 MOST_CLASSES = 20
 """Classes that have a place of their own on an axis."""
