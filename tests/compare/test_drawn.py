@@ -43,6 +43,7 @@ def test_styles_do_not_repeat_and_do_not_depend_on_a_table(tmp_path: Path) -> No
     assert len(set(looks.values())) == 12
     best = [looks[f"m{number}"].color for number in range(11, 5, -1)]
     assert len(set(best)) == 6
+    assert {looks[f"m{number}"].dash for number in range(6, 12)} == {"solid"}
 
 
 def test_the_online_curve_is_the_mean_over_seeds_with_gaps_between_domains(runs: Path) -> None:

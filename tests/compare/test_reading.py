@@ -47,11 +47,13 @@ def test_unfinished_and_unreadable_runs_are_told_and_left_out(tmp_path: Path) ->
     (write_run(tmp_path / "c", "tent", 1, FOG) / "summary.json").write_text('{"name": "c", "acc')
     (write_run(tmp_path / "d", "tent", 2, FOG) / "summary.json").write_text('{"name": "of another program"}')
     (write_run(tmp_path / "e", "tent", 3, FOG) / "summary.json").write_text("[1, 2]")
+    write_run(tmp_path / "f", "tent", 4, FOG, packages={})
+    write_run(tmp_path / "g", "tent", 4, FOG, lr="high")
     found = find([tmp_path])
     assert [run.path.name for run in found.runs] == ["a"]
     assert [path.name for path in found.unfinished] == ["b"]
     reasons = {file.parent.name: reason for file, reason in found.unreadable.items()}
-    assert sorted(reasons) == ["c", "d", "e"]
+    assert sorted(reasons) == ["c", "d", "e", "f", "g"]
     assert reasons["c"].startswith("not JSON: Unterminated string")
     assert reasons["d"].startswith("not a summary that tta wrote: ")
 

@@ -48,8 +48,8 @@ def page(tables: Sequence[Table], drawn: Sequence[Sequence[Figure]], warnings: S
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             # Nothing may be fetched, whatever a library would like to.
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' "
-            "'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; worker-src blob:\">",
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+            "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; worker-src blob:\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<title>tta-compare</title>",
             f"<style>{(folder / 'page.css').read_text()}</style>\n</head>\n<body>\n<h1>tta-compare</h1>",

@@ -157,13 +157,17 @@ def _read(path: Path, found: Found) -> None:
         return
     try:
         run = Run(path, json.loads(file.read_bytes()))
-        # What every table needs, now that the file can be named.
-        _ = run.benchmark, run.label, run.seed, run.accuracies
     except OSError as error:
         found.unreadable[file] = error.strerror or str(error)
+        return
     except ValueError as error:
         found.unreadable[file] = f"not JSON: {error}"
-    except (KeyError, TypeError, AttributeError) as error:
+        return
+    try:
+        # What every table needs, now that the file can be named.
+        _ = run.benchmark, run.label, run.seed, run.title, run.accuracies, run.summary["packages"]["torch"]
+        _ = [run.summary[key] for key in ("command", "date", "device", "seconds", "images")], run.summary["domains"][0]
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         found.unreadable[file] = f"not a summary that tta wrote: {error!r}"
     else:
         found.runs.append(run)

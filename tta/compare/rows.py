@@ -228,8 +228,13 @@ def _without_pairs(table: Table) -> list[str]:
         return (
             ["no baseline here, so no differences: --baseline chooses one of the rows"] if len(table.rows) > 1 else []
         )
-    alone = [label for label, difference in table.differences.items() if difference.mean is None]
-    return [f"no seed in common with {table.baseline.label}: {named(alone)}"] if alone else []
+    baseline, found = table.baseline, []
+    common = {row.label: set(row.seeds) & set(baseline.seeds) for row in table.rows}
+    if alone := [label for label, seeds in common.items() if not seeds]:
+        found.append(f"no seed in common with {baseline.label}: {named(alone)}")
+    if fewer := [row.label for row in table.rows if 0 < len(common[row.label]) < len(row.seeds)]:
+        found.append(f"Δ is over the seeds that {baseline.label} has too, not over all of {named(fewer)}")
+    return found
 
 
 def named(things: Iterable[str], most: int = NAMED) -> str:
