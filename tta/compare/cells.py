@@ -130,9 +130,12 @@ def heading(table: Table) -> str:
     """Say what was measured."""
     run = table.rows[0].runs[0]
     severities = sorted({visit["severity"] for visit in run.summary["domains"]}, key=str)
+    severity = f"severity {', '.join(map(str, severities))}, " if severities != [0] else ""
+    own, all_of_them = (run.summary.get(key) for key in ("classes", "classes_of_the_backbone"))
+    classes = f"{own} of {all_of_them} classes, " if own != all_of_them else ""
     images = [visit["n"] for visit in run.summary["domains"]]
     return (
-        f"{run.title}: online accuracy in per cent; severity {', '.join(map(str, severities))}, "
+        f"{run.title}: online accuracy in per cent; {severity}{classes}"
         f"{' to '.join(str(n) for n in sorted({min(images), max(images)}))} images per domain, "
         f"batch size {run.summary['config']['stream'].get('batch_size')}, weights {run.summary['weights']}"
     )

@@ -93,10 +93,12 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Stream, scenario with its options, and model, for a person."""
+        """Stream and its subset, scenario with its options, and model, for a person."""
         stream, scenario, model = (
             self.summary["choices"].get(group, "custom") for group in ("stream", "scenario", "model")
         )
+        if subset := self.summary.get("subset"):  # older results have none
+            stream += f" ({subset})"
         options = self.determinants["scenario"]
         words = ", ".join(f"{key}={_word(value)}" for key, value in options.items() if key != "_target_")
         return f"{stream}, {scenario}{f' ({words})' if words else ''}, {model}"
