@@ -27,7 +27,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for lr in (0.01, 0.1):
             write_run(folder / f"c{lr}-{seed}", "tent", seed, {"fog": 0.6 + lr, "snow": 0.8}, lr=lr)
     choices = {"method": "<script>alert(1)</script>", "objective": "em"}
-    write_run(folder / "d", "tent", 0, FOG, choices=choices, weights="others</script>")
+    strange = {"fog</script>": 0.5, "snow": 0.7}
+    write_run(folder / "d", "tent", 0, strange, choices=choices, weights="others</script>")
     main([str(folder), "--html"])
     return folder / "comparison.html"
 
@@ -70,6 +71,7 @@ def test_words_of_runs_are_no_markup(file: Path) -> None:
     text = file.read_text()
     assert "<script>alert(1)" not in text
     assert "others</script>" not in text
+    assert "fog</script>" not in text
     before = text[: text.index("<script>")]
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", before)
 
@@ -115,6 +117,9 @@ def test_every_figure_is_drawn_and_answers_the_mouse(page: Any) -> None:
         plot = plots.nth(place)
         assert plot.locator(".trace, .point").count() > 0
         assert plot.locator(".xtitle").text_content() != ""
+    buttons = plots.first.locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert "Zoom" in buttons
+    assert not any("hare" in title or "loud" in title for title in buttons)  # nothing that uploads
     legend = plots.first.locator(".legendtext").all_text_contents()
     assert legend == ["t3a", "source", "tent + em (lr 0.1)"]
     plots.first.locator(".nsewdrag").hover()

@@ -23,6 +23,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...rows.map(([, row]) => row));
   }));
 }
+// plotly has a button that uploads the figure; this page sends nothing anywhere.
+const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendChartToCloud"], plotlyServerURL: "" };
 for (const [id, plot] of Object.entries(JSON.parse(document.getElementById("plots").textContent))) {
-  Plotly.newPlot(id, plot.data, plot.layout, { responsive: true, displaylogo: false });
+  Plotly.newPlot(id, plot.data, plot.layout, options);
 }
