@@ -149,12 +149,6 @@ def test_a_sweep_runs_each_combination_and_what_is_finished_is_not_run_again(
     assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
 
 
-def test_a_failing_job_does_not_stop_the_sweep(tta_command: Command, small: list[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"stream\.severity"):
-        tta_command("-m", *small, "stream.severity=6,5")
-    assert only_run(tmp_path / "runs")
-
-
 def test_a_run_is_known_by_the_content_of_its_files_and_not_by_their_place(
     tta_command: Command, small: list[str], files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

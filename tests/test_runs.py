@@ -80,8 +80,8 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_provenance_names_versions_commit_and_command() -> None:
-    found = provenance()
+    found = provenance(["tta", "seed=1"])
     assert found["packages"]["torch"]
     assert found["packages"]["robustbench"]
-    assert found["command"]
+    assert found["command"] == ["tta", "seed=1"]
     assert found["commit"] is None or len(found["commit"].partition("+")[0]) == 40

@@ -10,26 +10,39 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tta.checks import number, whole_number
+from tta.claims import TakenError, claim
+from tta.runs import RunDirectory, fingerprint, provenance
+from tta.sweeps import Outcome, Record, SweepError, attempt
 
 if TYPE_CHECKING:
     from tta.backbones import Backbone
+    from tta.loggers import Logger
     from tta.runner import Runner
     from tta.streams import Stream
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+# A launcher's configuration of ours has the name of its plugin's, which is its schema. That is meant, and Hydra warns.
+# It does so in the launcher's processes too, which import this module before.
+warnings.filterwarnings("ignore", "\n'hydra/launcher/", UserWarning)
+
+EXPECTED = (
+    HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, TakenError, SweepError,
+)  # fmt: skip
+"""Errors whose message is all that a user needs."""
 
 
 def main() -> None:
@@ -46,7 +59,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("tta: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError) as error:
+    except EXPECTED as error:
         if debug:
             raise
         raise SystemExit(f"tta: error: {_message(error)}") from None
@@ -65,21 +78,44 @@ def _print_help() -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def _hydra_main(config: DictConfig) -> None:
-    run(config)
+def _hydra_main(config: DictConfig) -> float:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a launcher's process has not come through main
+    hydra_config = HydraConfig.get()
+    record = Record(Path(hydra_config.sweep.dir))
+    if hydra_config.mode != RunMode.MULTIRUN or not record.path.is_file():
+        return run(config, sys.argv).accuracy
+
+    def job() -> Outcome:
+        try:
+            return run(config, record.command)
+        except TakenError as error:
+            print(error)
+            return Outcome("taken", error.owner, str(error.path))
+
+    return attempt(
+        record, hydra_config.job.num, job, lambda error: _message(error) if isinstance(error, EXPECTED) else ""
+    )
 
 
-def run(config: DictConfig) -> Path:
+def run(config: DictConfig, command: Sequence[str]) -> Outcome:
     """Run what the configuration says, unless it is finished already.
 
+    Args:
+        config: composed.
+        command: that it came from.
+
     Returns:
-        The run's directory.
+        Whether it is ``done`` or ``skipped``, and where.
+
+    Raises:
+        TakenError: if another process runs it.
     """
     import torch
 
-    from tta.devices import choose_device, choose_precision, describe_device, keep_memory
+    from tta.checkpoints import Checkpoints, code_digest
+    from tta.devices import choose_device, choose_precision, describe_device, device_digest, keep_memory
     from tta.runner import Runner
-    from tta.runs import RunDirectory, fingerprint, provenance
 
     whole_number("seed", config.seed, 0)
     if "lr" in config.optimizer:
@@ -97,13 +133,16 @@ def run(config: DictConfig) -> Path:
     identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
     directory = RunDirectory(path)
+    skipped = Outcome("skipped", "finished before", str(path))
     if directory.finished and not config.force:
         print(f"{name}: finished already, see {path} (force=true runs it again)")
-        return path
+        directory.tidy()
+        return skipped
     # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
-    loggers = list(_instantiate(config.logger).values())
-    runner = Runner(method, stream, scenario, config.seed, directory, loggers, device, autocast)
     stream.prepare()
+    made_by = {"run": identity, "code": code_digest(method, stream, scenario), "device": device_digest(device)}
+    checkpoints = Checkpoints(directory.checkpoint_path, made_by, config.checkpoint.every)
+    runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, autocast, checkpoints)
     origin = {
         "choices": _choices(),
         "weights": backbone.tag,
@@ -115,18 +154,41 @@ def run(config: DictConfig) -> Path:
         "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
-        **provenance(),
+        **provenance(command),
         "config": resolved,
     }
-    summary = _record(name, runner, origin)
+    with claim(path):
+        if directory.finished and not config.force:
+            print(f"{name}: another process has just finished it, see {path}")
+            return skipped
+        if not config.force:
+            checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
+        summary = _record(name, runner, origin)
+    return _tell(name, summary, path)
+
+
+def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
+    """Print what a run came to."""
     visits = summary["domains"]
     domains = len({(visit["domain"], visit["severity"]) for visit in visits})
+    accuracy = f"{100 * summary['accuracy']:.2f} %"
     print(
-        f"{name}: accuracy {100 * summary['accuracy']:.2f} % over {domains} domain(s), "
+        f"{name}: accuracy {accuracy} over {domains} domain(s), "
         f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}"
         f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
     )
-    return path
+    return Outcome("done", accuracy, str(path), summary["accuracy"])
+
+
+def _loggers(config: DictConfig) -> list[Logger]:
+    """Make the loggers; jobs that run beside each other show no bars."""
+    from tta.loggers import Progress
+
+    loggers = list(_instantiate(config.logger).values())
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if choices.get("hydra/launcher", "basic") in ("basic", None):
+        return loggers
+    return [logger for logger in loggers if not isinstance(logger, Progress)]
 
 
 def _match_classes(backbone: Backbone, stream: Stream) -> int:
@@ -149,12 +211,15 @@ def _match_classes(backbone: Backbone, stream: Stream) -> int:
 
 
 def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
-    """Run from the first batch to the summary, which is returned."""
+    """Run from the first batch, or from the checkpoint, to the summary, which is returned."""
+    done = runner.prepare()
+    if done:
+        print(f"{name}: goes on after {done} of {runner.images} images", file=sys.stderr)
     with runner.directory as directory:
         directory.write_config(OmegaConf.to_yaml(origin["config"]))
         try:
             for logger in runner.loggers:
-                logger.start(name, origin["config"], directory.path, runner.images)
+                logger.start(name, origin["config"], directory.path, runner.images, done)
             summary = {"name": name, **runner.run(), **origin}
             directory.finish(summary)
             for logger in runner.loggers:

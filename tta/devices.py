@@ -37,6 +37,13 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def device_digest(device: torch.device) -> str:
+    """Name what computes the same bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def choose_precision(name: str) -> torch.dtype | None:
     """Return the autocast type of ``fp32`` (none) or ``bf16``; ``ValueError`` for another name."""
     if name not in PRECISIONS:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tta.paths import atomic_file
+
 
 class Logger(Protocol):
     """Hears of a run: ``start``, ``batch`` and ``domain`` rows, ``finish``; ``close`` comes last, whatever happened."""
 
-    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int) -> None:
-        """Begin a run of so many images."""
+    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int, done: int = 0) -> None:
+        """Begin a run of so many images, of which ``done`` were predicted before the run was cut off."""
 
     def batch(self, row: Mapping[str, Any]) -> None:
         """Hear of a batch: a row of ``batches.csv``."""
@@ -30,7 +33,7 @@ class Logger(Protocol):
 class Progress:
     """A live bar with online accuracy, images per second and time left; silent when not in a terminal."""
 
-    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int) -> None:
+    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int, done: int = 0) -> None:
         """Show the bar."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -52,7 +55,7 @@ class Progress:
         )
         # The figures come first where the terminal is too narrow for the name as well.
         self._prefix = f"{name} " if console.width >= len(name) + 80 else ""
-        self._task = self._bar.add_task(name, total=images, accuracy="", rate="")
+        self._task = self._bar.add_task(name, total=images, completed=done, accuracy="", rate="")
         self._bar.start()
 
     def batch(self, row: Mapping[str, Any]) -> None:
@@ -104,10 +107,15 @@ class Wandb:
         self.tags = tags
         self._run: Any = None
 
-    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int) -> None:
-        """Begin a wandb run whose files are in the run's directory."""
+    def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int, done: int = 0) -> None:
+        """Begin a wandb run whose files are in the run's directory, or go on with it where that is continued."""
         import wandb
 
+        known = directory / "wandb" / "id"
+        continued = done > 0 and known.is_file()
+        identity = known.read_text() if continued else secrets.token_hex(4)
+        with atomic_file(known) as file:
+            file.write_text(identity)
         try:
             self._run = wandb.init(
                 project=self.project,
@@ -117,6 +125,9 @@ class Wandb:
                 config=dict(config),
                 dir=str(directory),
                 mode=self.mode,  # type: ignore[arg-type]
+                id=identity,
+                # wandb knows no other way to go on offline; `wandb sync` joins files of the same run.
+                resume="allow" if continued and self.mode == "online" else None,
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", silent=True),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,22 @@ class DomainMetrics:
         self._confidence.append(confidence)
         self._correct.append(correct)
         return BatchCounts(correct.sum(), mean_entropy, logits.isfinite().all())
+
+    def state(self) -> dict[str, Tensor]:
+        """What ``load_state`` continues from."""
+        lists = {name: torch.cat(values) for name, values in self._lists().items() if values}
+        return {"labels": self.labels, "predicted": self.predicted, "hits": self.hits, "entropy": self.entropy, **lists}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what ``state`` gave of metrics of as many classes and domains."""
+        for name, counted in vars(self).items():
+            if isinstance(counted, Tensor):
+                counted.copy_(state[name])
+        for name, values in self._lists().items():
+            values[:] = [state[name].to(self.labels.device)] if name in state else []
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {"confidence": self._confidence, "correct": self._correct, "member": self._member}
 
     def images(self, number: int = 0) -> int:
         """How many images of a domain were taken in."""

@@ -1,28 +1,20 @@
-"""The only loop: for each batch, ``logits = method(images)``, then metrics and loggers.
-
-The only place where labels meet logits.
-"""
+"""The only loop: for each batch, ``logits = method(images)``, then metrics and loggers."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tta.checkpoints import Checkpoints, load_method_state, method_state, random_state, set_random_state
 from tta.loggers import Logger
 from tta.methods.base import Method, batch_too_small
-from tta.metrics import DomainMetrics
+from tta.recorder import Recorder
 from tta.runs import RunDirectory
-from tta.streams import Batch, Scenario, Stream, Visit
-from tta.streams.base import place_of
-
-READ_EVERY = {"cpu": 1, "cuda": 16}
-"""Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""
+from tta.streams import Scenario, Stream
 
 
 @dataclass
@@ -34,10 +26,11 @@ class Runner:
         stream: what arrives.
         scenario: in which order, and when the method is reset.
         seed: of the order.
-        directory: entered before ``run`` is called.
+        directory: entered after ``prepare`` and before ``run`` is called.
         loggers: are told of every row after it is in the directory; started before ``run`` is called.
         device: where the method is.
         autocast: type for autocast, ``None`` for full precision.
+        checkpoints: where the state is saved, and what to continue from; ``None`` saves nothing.
 
     Raises:
         ValueError: if a batch of the stream is too small for the method.
@@ -51,6 +44,7 @@ class Runner:
     loggers: Sequence[Logger]
     device: torch.device
     autocast: torch.dtype | None = None
+    checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
         self._plan = self.stream.plan(self.scenario, self.seed)
@@ -73,9 +67,15 @@ class Runner:
         Raises:
             FloatingPointError: at a loss or logit that is not finite.
         """
-        recorder = _Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
+        recorder = Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
+        first = self._continue(recorder)
         try:
-            for batch in self.stream.batches(self._plan, self.device):
+            batches = self.stream.batches(self._plan[first:], self.device)
+            for number, batch in enumerate(batches, first):
+                if batch.starts_domain:
+                    recorder.end_domain()
+                if self.checkpoints and number > first and self.checkpoints.due(number, batch.starts_domain):
+                    self._save(self.checkpoints, number, recorder)
                 if batch.starts_domain:
                     recorder.start_domain(batch.visits)
                 if batch.reset:
@@ -89,6 +89,33 @@ class Runner:
             recorder.read(check=False)
         return recorder.summary()
 
+    def prepare(self) -> int:
+        """Have the directory keep the rows that the checkpoint knows; return how many images they are of."""
+        state = self.checkpoints.state if self.checkpoints else None
+        self.directory.kept = state and state["files"]
+        return state["recorder"]["count"][1] if state else 0
+
+    def _continue(self, recorder: Recorder) -> int:
+        """Go to where the checkpoint is, if there is one; return the number of the batch that comes next."""
+        state = self.checkpoints.state if self.checkpoints else None
+        if state is None:
+            return 0
+        load_method_state(self.method, state["method"])
+        recorder.load_state(state["recorder"])
+        set_random_state(state["random"], self.device)
+        return state["batch"]
+
+    def _save(self, checkpoints: Checkpoints, number: int, recorder: Recorder) -> None:
+        recorder.read()
+        state = {
+            "batch": number,
+            "method": method_state(self.method),
+            "recorder": recorder.state(),
+            "random": random_state(self.device),
+            "files": self.directory.sizes(),
+        }
+        checkpoints.save(state)
+
     def _predict(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.method(in_unit_range(images, self.device))
@@ -98,157 +125,3 @@ def in_unit_range(images: Tensor, device: torch.device) -> Tensor:
     """Bring uint8 images to a device and turn them into floats in [0, 1]."""
     # They cross as bytes, a quarter of their size as floats.
     return images.to(device, non_blocking=True).float().div_(255)
-
-
-class _Pending(NamedTuple):
-    """A batch whose figures are still on the device: correct, entropy, finite, loss, used."""
-
-    n: int
-    figures: Tensor  # float64 (5,)
-    diagnostics: frozenset[str]  # which of loss and used the method reported
-
-
-@dataclass
-class _Count:
-    """Predictions so far."""
-
-    correct: int = 0
-    n: int = 0
-
-    def add(self, correct: int, n: int) -> float:
-        """Take in a batch and return the accuracy so far, in [0, 1]."""
-        self.correct += correct
-        self.n += n
-        return self.correct / self.n
-
-
-class _Recorder:
-    """Turns predictions into the rows of a run, and hands them to its directory and loggers."""
-
-    def __init__(
-        self, directory: RunDirectory, loggers: Sequence[Logger], num_classes: int, device: torch.device
-    ) -> None:
-        self.directory = directory
-        self.loggers = loggers
-        self.num_classes = num_classes
-        self.device = device
-        self.domains: list[dict[str, Any]] = []
-        self.skipped: list[str] = []
-        self.count = _Count()
-        self.step = 0
-        self.began = self.read_at = time.perf_counter()
-        self.pending: list[_Pending] = []
-        self.metrics: DomainMetrics | None = None
-
-    def start_domain(self, visits: Sequence[Visit]) -> None:
-        """End the domain before, if any, and begin another, or several that are mixed together."""
-        self.end_domain()
-        self.visits = visits
-        self.place = place_of(visits)
-        self.metrics = DomainMetrics(self.num_classes, self.device, len(visits))
-        self.domain_count = _Count()
-        self.domain_skipped = [0] * len(visits)
-        self.domain_began = time.perf_counter()
-
-    def skip(self, images: Sequence[tuple[int, str]]) -> None:
-        """Count images that could not be read."""
-        for place, image in images:
-            self.skipped.append(image)
-            self.domain_skipped[place] += 1
-
-    def add(self, logits: Tensor, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
-        """Take in the predictions of a batch."""
-        assert self.metrics is not None
-        labels = batch.labels.to(self.device, non_blocking=True)
-        member = batch.member.to(self.device, non_blocking=True) if len(self.visits) > 1 else None
-        counts = self.metrics.update(logits, labels, member)
-        missing = counts.correct.new_zeros(())
-        figures = (*counts, diagnostics.get("loss", missing), diagnostics.get("used", missing))
-        stacked = torch.stack([figure.double() for figure in figures])
-        self.pending.append(_Pending(len(labels), stacked, frozenset(diagnostics)))
-        if len(self.pending) >= READ_EVERY[self.device.type]:
-            self.read()
-
-    def read(self, check: bool = True) -> None:
-        """Fetch the pending figures from the device, all at once, and write their rows."""
-        pending, self.pending = self.pending, []
-        if not pending:
-            return
-        fetched = torch.stack([p.figures for p in pending]).tolist()
-        now = time.perf_counter()
-        seconds = (now - self.read_at) / len(pending)  # shared evenly among batches read together
-        self.read_at = now
-        for (n, _, diagnostics), figures in zip(pending, fetched, strict=True):
-            self._write_batch(n, diagnostics, figures, seconds)
-            if check:
-                self._check_finite(figures)
-        self.directory.flush()
-
-    def end_domain(self) -> None:
-        """Write what the domain came to."""
-        if self.metrics is None:
-            return
-        self.read()
-        seconds = time.perf_counter() - self.domain_began
-        for number, visit in enumerate(self.visits):
-            self._write_domain(number, visit, seconds)
-        self.directory.flush()
-        self.metrics = None
-
-    def summary(self) -> dict[str, Any]:
-        """Figures of the whole run."""
-        return {
-            "accuracy": sum(row["accuracy"] for row in self.domains) / len(self.domains),
-            "online_accuracy": self.count.correct / self.count.n,
-            "images": self.count.n,
-            "seconds": time.perf_counter() - self.began,
-            "skipped": self.skipped,
-            "domains": self.domains,
-        }
-
-    def _write_domain(self, number: int, visit: Visit, seconds: float) -> None:
-        assert self.metrics is not None
-        if not self.metrics.images(number):
-            raise ValueError(f"no image of {visit.domain} could be read: see stream.root")
-        place, figures = place_of([visit]), self.metrics.compute(number)
-        share = figures["n"] / self.domain_count.n  # of the time of what was mixed together
-        row = {**place, **figures, "skipped": self.domain_skipped[number], "seconds": share * seconds}
-        self.domains.append(row)
-        self.directory.write("domains", row)
-        for label, (labels, predictions, correct) in enumerate(self.metrics.classes(number)):
-            counts = {"class": label, "labels": labels, "predictions": predictions, "correct": correct}
-            self.directory.write("classes", {**place, **counts})
-        for logger in self.loggers:
-            logger.domain(row)
-
-    def _write_batch(self, n: int, diagnostics: frozenset[str], figures: list[float], seconds: float) -> None:
-        correct, entropy, _, loss, used = figures
-        row = {
-            "step": self.step,
-            **self.place,
-            "n": n,
-            "batch_accuracy": correct / n,
-            "domain_accuracy": self.domain_count.add(int(correct), n),
-            "online_accuracy": self.count.add(int(correct), n),
-            "entropy": entropy,
-            "loss": loss if "loss" in diagnostics else None,
-            "used": int(used) if "used" in diagnostics else None,
-            "seconds": seconds,
-        }
-        self.step += 1
-        self.directory.write("batches", row)
-        for logger in self.loggers:
-            logger.batch(row)
-
-    def _check_finite(self, figures: list[float]) -> None:
-        _, _, finite, loss, _ = figures
-        if not (finite and math.isfinite(loss)):
-            raise FloatingPointError(
-                f"{'the loss' if finite else 'a logit'} is not finite at step {self.step - 1} "
-                f"({_words(self.place)}): the adaptation diverged, or the weights "
-                "are broken. Try a smaller optimizer.lr; with precision=bf16 try fp32"
-            )
-
-
-def _words(place: Mapping[str, Any]) -> str:
-    return place["domain"] if place["severity"] is None else f"{place['domain']}, severity {place['severity']}"

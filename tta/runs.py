@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import platform
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
+from tta.claims import TakenError, claim
 from tta.paths import atomic_file
 
 RESULT_FORMAT = 1
@@ -103,22 +105,29 @@ class RunDirectory:
     ``config.yaml``; ``batches.csv``, ``domains.csv`` and ``classes.csv``, a row for each batch, domain, and class in a
     domain; ``summary.json``.
 
-    Rows reach the disk as they are written. Use it as a context manager.
+    Rows reach the disk as they are written. Use it as a context manager, by one process at a time (``tta.claims``).
 
     Args:
         path: the directory; made when entered, and cleared of an earlier run's files.
+        kept: bytes of each table, as ``sizes`` gave them, that are kept to be continued; what is behind them goes.
 
     Raises:
         OSError: if the directory cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Mapping[str, int] | None = None) -> None:
         self.path = path
+        self.kept = kept
 
     @property
     def summary_path(self) -> Path:
         """The file whose presence means that the run is complete."""
         return self.path / "summary.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The file that an unfinished run is continued from."""
+        return self.path / "checkpoint"
 
     @property
     def finished(self) -> bool:
@@ -129,7 +138,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary_path.unlink(missing_ok=True)  # first: from here on the directory is unfinished
-            self._files = {name: (self.path / f"{name}.csv").open("w", newline="") for name in COLUMNS}
+            self._remove_temporary_files()
+            self._files = {name: self._open(name) for name in COLUMNS}
         except OSError as error:
             raise OSError(
                 f"runs_dir: {self.path} cannot be written ({error}); choose another with runs_dir=<folder>"
@@ -137,9 +147,29 @@ class RunDirectory:
         self._writers = {
             name: csv.DictWriter(file, COLUMNS[name], lineterminator="\n") for name, file in self._files.items()
         }
-        for writer in self._writers.values():
-            writer.writeheader()
+        if self.kept is None:
+            for writer in self._writers.values():
+                writer.writeheader()
         return self
+
+    def _open(self, table: str) -> TextIO:
+        if self.kept is None:
+            return self._path_of(table).open("w", newline="")
+        file = self._path_of(table).open("r+", newline="")
+        file.truncate(self.kept[table])
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def _path_of(self, table: str) -> Path:
+        return self.path / f"{table}.csv"
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what ``atomic_file`` leaves when a process is killed."""
+        for file in self._temporary_files():
+            file.unlink(missing_ok=True)
+
+    def _temporary_files(self) -> list[Path]:
+        return [file for file in self.path.glob(".*-*") if file.is_file()]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,14 +193,29 @@ class RunDirectory:
         for file in self._files.values():
             file.flush()
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each table so far."""
+        self.flush()
+        return {table: self._path_of(table).stat().st_size for table in COLUMNS}
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``: the run is complete."""
         self.flush()
         with atomic_file(self.summary_path) as file:
             file.write_text(json.dumps(summary, indent=1) + "\n")
+        self.checkpoint_path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed when all was written but not all cleared away."""
+        if not (self.checkpoint_path.exists() or self._temporary_files()):
+            return
+        with suppress(TakenError, OSError), claim(self.path):
+            if self.finished:
+                self._remove_temporary_files()
+                self.checkpoint_path.unlink(missing_ok=True)
 
 
-def provenance() -> dict[str, Any]:
+def provenance(command: Sequence[str]) -> dict[str, Any]:
     """Where a result comes from: time, command, commit, versions, machine."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -180,7 +225,7 @@ def provenance() -> dict[str, Any]:
             versions[package] = None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": list(command),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
