@@ -74,6 +74,18 @@ def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch
     assert summary["domain/fog-5-visit2/accuracy"] == 0.75
 
 
+def test_wandb_goes_on_with_the_run_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **options: asked.append(options))
+    for mode, done in (("online", 0), ("online", 8), ("offline", 8), ("online", 0)):
+        Wandb(mode=mode).start("a run", {}, tmp_path, 16, done)
+    first, second, offline, anew = asked
+    assert first["id"] == second["id"] == offline["id"] != anew["id"]
+    assert [options["resume"] for options in asked] == [None, "allow", None, None]
+
+
 def test_wandb_disabled_takes_everything(tmp_path: Path) -> None:
     logger = Wandb(mode="disabled")
     logger.start("a run", {}, tmp_path, 8)
@@ -100,18 +112,18 @@ def test_progress_is_silent_when_not_in_a_terminal(tmp_path: Path, capfd: pytest
     assert captured.out == captured.err == ""
 
 
-@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize(("columns", "done"), [(80, 0), (160, 0), (80, 1000)])
 def test_progress_shows_accuracy_speed_and_time_left_in_a_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], columns: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], columns: int, done: int
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(columns))
     logger = Progress()
-    logger.start("a run with a long name", {}, tmp_path, 45000)
+    logger.start("a run with a long name", {}, tmp_path, 45000, done)
     logger.batch({**ROW, "domain": "elastic_transform"})
     logger._bar.refresh()
     logger.close()
     text = capfd.readouterr().err
-    for word in ("elastic_transform", "8/45000", "25.0 %", "images/s", "-:--:--"):
+    for word in ("elastic_transform", f"{done + 8}/45000", "25.0 %", "images/s", "-:--:--"):
         assert word in text
     assert ("a run with a long name elastic_transform" in text) == (columns == 160)

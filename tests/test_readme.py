@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import hydra
@@ -89,6 +90,13 @@ def test_every_option_of_every_group_is_in_the_table() -> None:
         (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
         options = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
         assert set(re.findall(r"`([a-z0-9_]+)`", row)) >= options, group
+
+
+def test_every_launcher_and_its_extra_is_in_the_table() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `pip install 'tta\[(\w+)\]'` \|$", README, re.MULTILINE))
+    assert sorted(rows) == sorted(path.stem for path in (CONFIGS / "hydra" / "launcher").glob("*.yaml"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(extra in extras for extra in rows.values())
 
 
 def test_every_method_is_in_its_document() -> None:

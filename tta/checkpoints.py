@@ -100,7 +100,8 @@ class Checkpoints:
 
 def method_state(method: Method) -> State:
     """Take the state of a method without the weights that never change."""
-    return {name: value for name, value in method.state_dict().items() if name not in _frozen(method)}
+    frozen = _frozen(method)
+    return {name: value for name, value in method.state_dict().items() if name not in frozen}
 
 
 def load_method_state(method: Method, state: State) -> None:
