@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,10 +59,11 @@ def read_batches(
         workers, on_gpu = 0, False  # the images are there already
     batches = _Batches(domains, plan)
     items = _by_threads(batches, workers, on_gpu) if arrays else _by_processes(batches, workers, on_gpu)
-    for item in _copied_ahead(items, device) if on_gpu else items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    with closing(items):  # at once: the frames of an error would keep the processes
+        for item in _copied_ahead(items, device) if on_gpu else items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
 
 def room_on(device: torch.device) -> int:
@@ -82,22 +84,20 @@ def resident(domains: Sequence[Domain], device: torch.device) -> list[Domain]:
     return [replace(domain, load=held.get(id(domain.load), domain.load)) for domain in domains]
 
 
-def _by_processes(batches: _Batches, workers: int, pin_memory: bool) -> Iterator[Item]:
+def _by_processes(batches: _Batches, workers: int, pin_memory: bool) -> Generator[Item, None, None]:
     # A batch is one item of the data set: a worker reads it whole, and nothing is collated again.
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            shuffle=False,
-            num_workers=workers,
-            collate_fn=as_is,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # or it would draw from the global one, which is the method's
-        )
+    yield from DataLoader(
+        batches,
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=as_is,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # or it would draw from the global one, which is the method's
     )
 
 
-def _by_threads(batches: _Batches, workers: int, pin_memory: bool) -> Iterator[Item]:
+def _by_threads(batches: _Batches, workers: int, pin_memory: bool) -> Generator[Item, None, None]:
     def read(number: int) -> Item:
         item = batches[number]
         return item.pin_memory() if pin_memory and isinstance(item, Batch) else item
