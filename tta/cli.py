@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+# Hydra looks for plugins in the namespace package hydra_plugins alone; this is where ours has its share of it.
+sys.path.append(str(PACKAGE / "plugins"))
 # A launcher's configuration of ours has the name of its plugin's, which is its schema. That is meant, and Hydra warns.
 # It does so in the launcher's processes too, which import this module before.
 warnings.filterwarnings("ignore", "\n'hydra/launcher/", UserWarning)
