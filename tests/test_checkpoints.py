@@ -274,6 +274,13 @@ def test_rows_behind_those_kept_go(tmp_path: Path) -> None:
     assert [row["domain"] for row in rows(tmp_path / "run" / "domains.csv")] == ["fog", "frost"]
 
 
+def test_a_run_that_begins_anew_has_no_checkpoint_of_before(tmp_path: Path) -> None:
+    with pytest.raises(CutOffError):
+        run(tmp_path, Scenario(), stop=5)
+    with RunDirectory(tmp_path / "run") as directory:
+        assert not directory.checkpoint_path.exists()
+
+
 def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run") as directory:
         directory.finish({})

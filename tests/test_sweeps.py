@@ -138,6 +138,33 @@ def test_ctrl_c_ends_the_sweep_at_once_with_what_was_done(
     assert "3 job(s): 2 done, 1 skipped" in capsys.readouterr().out
 
 
+def test_force_begins_anew_and_a_finished_run_is_tidied(
+    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(self: tta.runner.Runner, *arguments: object) -> None:
+        save(self, *arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    save = tta.runner.Runner._save
+    for force, said in (("false", "goes on after 10 of 40 images"), ("true", "")):
+        with monkeypatch.context() as patch:
+            patch.setattr(tta.runner.Runner, "_save", cut_off)
+            with pytest.raises(SystemExit):
+                sweep("method=source", "checkpoint.every=1", f"force={force}")
+        assert list(tmp_path.rglob("checkpoint"))
+        capsys.readouterr()
+        sweep("method=source", f"force={force}")
+        told = capsys.readouterr().err
+        assert said in told
+        assert ("goes on" in told) == (force == "false")
+        assert not list(tmp_path.rglob("checkpoint"))
+    (run,) = (tmp_path / "runs").glob("cifar*")
+    expected = left(tmp_path / "runs")
+    (run / "checkpoint").write_bytes(b"of a process that was killed after it wrote the summary")
+    sweep("method=source")
+    assert left(tmp_path / "runs") == expected
+
+
 def test_a_run_of_another_process_is_waited_for_and_taken_over_when_that_dies(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary_path.unlink(missing_ok=True)  # first: from here on the directory is unfinished
             self._remove_temporary_files()
+            if self.kept is None:
+                self.checkpoint_path.unlink(missing_ok=True)  # it is of rows that go now
             self._files = {name: self._open(name) for name in COLUMNS}
         except OSError as error:
             raise OSError(
