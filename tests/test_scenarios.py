@@ -240,7 +240,8 @@ def test_fingerprints_of_runs_from_before_these_options_are_the_same() -> None:
         **parts,
         "scenario": {"_target_": "tta.streams.Scenario", "reset": "never", "order": "shuffle"},
     }
-    options = {"delta": None, "imbalance_ratio": None, "mix": False, "rounds": 1, "long_tailed": None}
+    options: dict[str, Any] = {"delta": None, "imbalance_ratio": None, "mix": False, "rounds": 1, "long_tailed": None}
+    options |= {"part": "all", "share": None, "share_seed": 0}
     now: dict[str, Any] = {**parts, "scenario": {**before["scenario"], **options}}
     assert fingerprint(now, "w", "d") == fingerprint(before, "w", "d") == "3476237c40"
     others: list[dict[str, Any]] = [
@@ -249,6 +250,9 @@ def test_fingerprints_of_runs_from_before_these_options_are_the_same() -> None:
         {"mix": True},
         {"rounds": 2},
         {"long_tailed": 1},
+        {"part": "rest"},
+        {"share": 0.2},
+        {"share_seed": 1},
     ]
     changed = {fingerprint({**now, "scenario": {**now["scenario"], **option}}, "w", "d") for option in others}
     assert len(changed - {fingerprint(before, "w", "d")}) == len(others)

@@ -20,3 +20,10 @@ def number(name: str, value: Any, least: float, most: float = math.inf) -> float
         expected = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} must be a number {expected}, got {value!r}")
     return value
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return ``value`` if it is a number above 0 and below 1, else raise ``ValueError`` as above."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} must be a number above 0 and below 1, got {value!r}")
+    return value

@@ -67,6 +67,9 @@ NEUTRAL = {
     "scenario.long_tailed": None,
     "stream.classes": None,
     "stream.subset": None,
+    "scenario.part": "all",
+    "scenario.share": None,
+    "scenario.share_seed": 0,
 }
 """Keys younger than results, at the value that those were made with: they count for nothing, so that such are found."""
 

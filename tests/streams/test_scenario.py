@@ -12,13 +12,13 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tta.cli import CONFIGS
 from tta.runs import NEUTRAL
 from tta.streams import Scenario
-from tta.streams.scenario import MOST_SLOTS
+from tta.streams.scenario import MOST_SLOTS, split
 
 OF_ORDER: dict[str, dict[str, float]] = {
     "shuffle": {},
@@ -28,6 +28,7 @@ OF_ORDER: dict[str, dict[str, float]] = {
     "imbalance": {"imbalance_ratio": 50},
 }
 DRAWN = [order for order in OF_ORDER if order != "file"]
+FIRST_OF_SHARE = [19, 23, 28, 32, 39, 41, 42, 45]  # of ten classes with 20 images each, seed 0
 
 
 def scenario(order: str, **options: Any) -> Scenario:
@@ -201,9 +202,61 @@ def test_without_long_tail_all_images_come() -> None:
     assert Scenario(long_tailed=1).keep(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
 
 
+@given(
+    sizes=st.lists(st.integers(1, 25), min_size=2, max_size=8),
+    share=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**40),
+    long_tailed=st.sampled_from([None, 3]),
+)
+def test_a_share_and_the_rest_are_all_there_is_and_each_class_has_its_due(
+    sizes: list[int], share: float, seed: int, long_tailed: float | None
+) -> None:
+    labels = torch.tensor([k for k, size in enumerate(sizes) for _ in range(size)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    everything = Scenario(long_tailed=long_tailed).keep(labels)
+    count = round(share * len(everything))
+    assume(0 < count < len(everything))
+    parts = [
+        Scenario(part=part, share=share, share_seed=seed, long_tailed=long_tailed).keep(labels)
+        for part in ("share", "rest")
+    ]
+    assert [len(part) for part in parts] == [count, len(everything) - count]
+    assert torch.equal(torch.cat(parts).sort().values, everything)
+    assert all(torch.equal(part, part.sort().values) for part in parts)
+    due = labels[everything].bincount() * count / len(everything)
+    assert ((labels[parts[0]].bincount(minlength=len(due)) - due).abs() < 1).all()
+
+
+def test_the_share_depends_on_labels_and_its_own_seed_alone() -> None:
+    labels = balanced(10, 20)
+    shares = [split(labels, 0.2, seed)[0].tolist() for seed in (0, 1, 0)]
+    assert shares[0] == shares[2] != shares[1]
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    assert split(labels, 0.2, 0)[0].tolist() == shares[0]
+    # Of classes with one image each, every seed takes others.
+    assert split(torch.arange(50), 0.2, 0)[0].tolist() != split(torch.arange(50), 0.2, 1)[0].tolist()
+    # What results were made with.
+    assert shares[0][:8] == FIRST_OF_SHARE
+
+
+@pytest.mark.parametrize(("total", "share", "count"), [(2, 0.2, 0), (4, 0.9, 4)])
+def test_too_few_images_for_a_share_are_told(total: int, share: float, count: int) -> None:
+    with pytest.raises(ValueError, match=rf"scenario.share={share} of {total} images is {count} of them, but .* need"):
+        Scenario(part="rest", share=share).keep(torch.arange(total))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"part": "half"}, r"scenario.part must be one of all, share, rest; got 'half'"),
+        ({"part": "rest"}, r"scenario.part=rest needs scenario.share: give it with scenario.share=0.2"),
+        ({"share": 0.2}, r"scenario.share=0.2 is for scenario.part=share or rest, but the part is all.*share=null"),
+        *(
+            ({"part": "share", "share": share}, r"scenario.share must be a number above 0 and below 1, got")
+            for share in (0, 1, 1.5, -0.1, math.nan, "x", True)
+        ),
+        ({"share_seed": -1}, r"scenario.share_seed must be a whole number of at least 0, got -1"),
         ({"reset": "always"}, r"scenario.reset must be one of domain, batch, never; got 'always'"),
         (
             {"order": "random"},

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta.checks import number, whole_number
+from tta.checks import fraction, number, whole_number
 
 RESETS = ("domain", "batch", "never")
 ORDERS = ("shuffle", "file", "sorted", "dirichlet", "imbalance")
+PARTS = ("all", "share", "rest")
 PARAMETERS = {"delta": "dirichlet", "imbalance_ratio": "imbalance"}
 """Options that one order needs and no other takes."""
 
@@ -31,7 +32,8 @@ MOST_SLOTS = 100
 class Scenario:
     """When the method is reset, what arrives together, and in which order. The options are independent of each other.
 
-    Whatever the order, each image comes once in a visit of its domain; ``long_tailed`` alone leaves images out.
+    Whatever the order, each image comes once in a visit of its domain; ``long_tailed`` and ``part`` alone leave images
+    out.
 
     Args:
         reset: ``domain`` resets the method before each domain (single-domain protocol, as in Tent, arXiv:2006.10726);
@@ -59,6 +61,11 @@ class Scenario:
         long_tailed: ratio of the largest class to the smallest, at least 1, with exponential decay in between: of the n
             images of class number k of C, n long_tailed^(-k / (C - 1)) come (arXiv:1901.05555), spread evenly over
             the data set and the same ones for every seed and domain; ``None`` keeps all.
+        part: ``share`` keeps a share of the images in which each class has its due, ``rest`` what that leaves, so that
+            options can be chosen with the labels of the one (``tta-search``) and measured on the other; ``all`` keeps
+            both. Domains that corrupt the same images have the same ones in the share, whatever the seed of the order.
+        share: of the images of each domain, above 0 and below 1; for ``part=share`` and ``part=rest``.
+        share_seed: of the draw of the share.
 
     Raises:
         ValueError: for another value, or options that contradict each other.
@@ -71,10 +78,13 @@ class Scenario:
     mix: bool = False
     rounds: int = 1
     long_tailed: float | None = None
+    part: str = "all"
+    share: float | None = None
+    share_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, right in (("reset", self.reset, RESETS), ("order", self.order, ORDERS)):
-            if value not in right:
+        for name, right in (("reset", RESETS), ("order", ORDERS), ("part", PARTS)):
+            if (value := getattr(self, name)) not in right:
                 raise ValueError(f"scenario.{name} must be one of {', '.join(right)}; got {value!r}")
         for name, order in PARAMETERS.items():
             self._check_parameter(name, order)
@@ -90,6 +100,20 @@ class Scenario:
         whole_number("scenario.rounds", self.rounds, 1)
         if self.long_tailed is not None:
             number("scenario.long_tailed", self.long_tailed, 1)
+        self._check_share()
+
+    def _check_share(self) -> None:
+        whole_number("scenario.share_seed", self.share_seed, 0)
+        if self.part == "all":
+            if self.share is not None:
+                raise ValueError(
+                    f"scenario.share={self.share!r} is for scenario.part=share or rest, but the part is all: choose "
+                    "one of them, or leave it out with scenario.share=null"
+                )
+        elif self.share is None:
+            raise ValueError(f"scenario.part={self.part} needs scenario.share: give it with scenario.share=0.2")
+        else:
+            fraction("scenario.share", self.share)
 
     def _check_parameter(self, name: str, order: str) -> None:
         value = getattr(self, name)
@@ -105,7 +129,19 @@ class Scenario:
         number(f"scenario.{name}", value, 1 if order == "imbalance" else MIN_DELTA)
 
     def keep(self, labels: Tensor) -> Tensor:
-        """Choose from the samples with these labels (N,) those that come, as ascending positions."""
+        """Choose from the samples with these labels (N,) those that come, as ascending positions.
+
+        Raises:
+            ValueError: if there are too few for a share of them.
+        """
+        kept = self._long_tail(labels)
+        if self.part == "all":
+            return kept
+        assert self.share is not None
+        share, rest = split(labels[kept], self.share, self.share_seed)
+        return kept[share if self.part == "share" else rest]
+
+    def _long_tail(self, labels: Tensor) -> Tensor:
         if self.long_tailed is None:
             return torch.arange(len(labels))
         classes = labels.unique()
@@ -143,6 +179,39 @@ class Scenario:
 def spread(total: int, count: int) -> Tensor:
     """Positions of ``count`` of ``total`` samples, as evenly spaced as can be."""
     return torch.arange(count) * total // count
+
+
+def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw a share of the samples with these labels (N,) in which each class has its due, to within one sample.
+
+    A function of the labels and the seed alone, so that an image is in the share under all corruptions, or under none.
+
+    Args:
+        labels: int64 (N,).
+        share: of the samples, above 0 and below 1.
+        seed: of the draw.
+
+    Returns:
+        The positions of the share and of the rest, each in ascending order.
+
+    Raises:
+        ValueError: if either would be empty.
+    """
+    total, count = len(labels), round(share * len(labels))
+    if not 0 < count < total:
+        raise ValueError(
+            f"scenario.share={share} of {total} images is {count} of them, but the share and the rest need one image "
+            "at least: choose another scenario.share, or a larger stream.limit"
+        )
+    content = hashlib.sha256(f"{seed}/share/".encode() + labels.numpy().tobytes()).digest()
+    rng = np.random.default_rng(int.from_bytes(content[:8], "big"))
+    classes = np.unique(labels.numpy(), return_inverse=True)[1]
+    # Class after class, in drawn order and shuffled, every so-and-so-many-th: none has one more than its due.
+    turn = rng.permutation(int(classes.max()) + 1)[classes]
+    by_class = np.lexsort((rng.permutation(total), turn))
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[torch.from_numpy(by_class)[spread(total, count)]] = True
+    return torch.where(chosen)[0], torch.where(~chosen)[0]
 
 
 def _dirichlet(classes: np.ndarray, delta: float, rng: np.random.Generator) -> np.ndarray:
