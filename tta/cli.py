@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,33 +49,38 @@ EXPECTED = (
 
 def main() -> None:
     """Entry point of ``tta``; exits with 1 after an error, 130 after Ctrl-C."""
+    command("tta", _hydra_main)
+
+
+def command(program: str, hydra_main: Callable[[], None], config_name: str = "config") -> None:
+    """Call a function that Hydra gives its configuration, and tell errors as a user wants to hear them."""
     # Classes of one's own are found in the current folder, as `python -m tta` does anyway.
     sys.path.insert(0, os.getcwd())
     debug = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of printing them with a trace
     try:
         if {"--help", "-h"} & set(sys.argv):
-            _print_help()
+            _print_help(hydra_main)
         else:
-            _hydra_main()
+            hydra_main()
     except KeyboardInterrupt:
-        print("tta: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except EXPECTED as error:
         if debug:
             raise
-        raise SystemExit(f"tta: error: {_message(error)}") from None
+        raise SystemExit(f"{program}: error: {_message(error, config_name)}") from None
     finally:
         if not debug:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # or processes that the caller starts would take it for a wish
 
 
-def _print_help() -> None:
+def _print_help(hydra_main: Callable[[], None]) -> None:
     """Print Hydra's help with its long lists wrapped, and without the groups that nobody chooses by hand."""
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        _hydra_main()
+        hydra_main()
     for line in text.getvalue().splitlines():
-        if not line.startswith("hparams/"):
+        if not line.startswith(("hparams/", "search:")):
             print(textwrap.fill(line, 100, subsequent_indent="    ") if len(line) > 100 else line)
 
 
@@ -261,7 +266,7 @@ def _run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
     return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, config_name: str = "config") -> str:
     """The sentences meant for the user, without Hydra's and OmegaConf's wrapping."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Words of our own name the key; those of a library need its place.
@@ -274,18 +279,18 @@ def _message(error: Exception) -> str:
         return f"{error.full_key} is needed: give it with {error.full_key}=<value>"
     unknown = re.match(r"Could not override '([^']+)'", str(error))
     if unknown and "is not in struct" in str(error.__cause__):
-        return f"there is no key {unknown[1]!r} in this configuration{_similar_keys(unknown[1])}"
+        return f"there is no key {unknown[1]!r} in this configuration{_similar_keys(unknown[1], config_name)}"
     return str(error).partition("\nConfig search path:")[0]
 
 
-def _similar_keys(key: str) -> str:
+def _similar_keys(key: str, config_name: str) -> str:
     """Say which keys of the configuration that was asked for look like ``key``."""
     groups = [word for word in sys.argv[1:] if "=" in word and "." not in word.partition("=")[0] and "," not in word]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            config = hydra.compose("config", groups)
+            config = hydra.compose(config_name, groups)
         except HydraException:  # another override is wrong too, and hides what there is
-            config = hydra.compose("config")
+            config = hydra.compose(config_name)
     keys = list(_keys(OmegaConf.to_container(config), ""))  # type: ignore[arg-type]
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
