@@ -62,6 +62,13 @@ def test_every_tta_command_composes() -> None:
             assert hydra.compose("config", firsts).seed is not None
 
 
+def test_every_tta_search_command_composes() -> None:
+    for words in commands("tta-search"):
+        overrides = [f"++{word}" if word.startswith("search.space.") else word for word in words]
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            assert hydra.compose("search", overrides).search.space
+
+
 def test_every_tta_data_command_is_understood() -> None:
     found = [_parser().parse_args(words) for words in commands("tta-data")]
     assert {options.command for options in found} == {"list", "get", "verify"}
@@ -86,7 +93,7 @@ def test_every_data_set_is_in_its_table() -> None:
 
 
 def test_every_option_of_every_group_is_in_the_table() -> None:
-    for group in ("method", "objective", "optimizer", "scenario", "stream", "model", "logger", "experiment"):
+    for group in ("method", "objective", "optimizer", "scenario", "stream", "model", "logger", "search", "experiment"):
         (row,) = re.findall(rf"^\| `{group}` \|(.*)\|$", README, re.MULTILINE)
         options = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
         assert set(re.findall(r"`([a-z0-9_]+)`", row)) >= options, group

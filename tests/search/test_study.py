@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tta.search.report import Progress
 from tta.search.space import Range, Space, Values
 from tta.search.study import Done, Study
 
@@ -88,6 +89,22 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path,
     undisturbed = search(study(tmp_path / "a", 20))
     search(study(tmp_path / "b", 20), stop=stop)
     assert search(study(tmp_path / "b", 20)) == undisturbed
+
+
+def test_each_trial_is_told_once_though_a_killed_one_makes_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = study(tmp_path, 4)
+    killed, other = of.take(), of.take()
+    assert killed is not None
+    assert other is not None
+    with other:
+        other.finish(0.5)
+    killed._lock.release()
+    with Progress(4, of.done(), "here") as progress:
+        search(of)
+        progress.show(of.done())
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["2/4", "3/4", "4/4"]
 
 
 def test_more_trials_go_on_from_there_and_fewer_are_enough(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Progress:
 
     def __init__(self, total: int, done: Sequence[Done], folder: str) -> None:
         self.total = total
-        self._shown = {one.number for one in done}
+        self._shown = {one.name for one in done}
         self._best = max((one.accuracy for one in done if one.accuracy is not None), default=None)
         print(f"search in {folder}: {total} trials" + (f", {len(done)} of them done" if done else ""))
 
@@ -90,9 +90,9 @@ class Progress:
     def show(self, done: Sequence[Done]) -> None:
         """Tell of what has finished since."""
         for one in done:
-            if one.number in self._shown:
+            if one.name in self._shown:
                 continue
-            self._shown.add(one.number)
+            self._shown.add(one.name)
             ahead = one.accuracy is not None and (self._best is None or one.accuracy > self._best)
             self._best = one.accuracy if ahead else self._best
             said = f"{words(one.values)}: {outcome(one)}{', best so far' * ahead}"

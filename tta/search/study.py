@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +40,7 @@ class Done:
     seen: int  # domains, but for the last
     so_far: float | None  # accuracy when it was given up
     diverged: bool = False
+    name: int = field(default=-1, compare=False)  # never another's; the numbers move up when a killed one's is taken
 
 
 class Study:
@@ -221,6 +222,7 @@ def _done(number: int, trial: FrozenTrial) -> Done:
         seen,
         trial.intermediate_values.get(seen),
         bool(trial.user_attrs.get(DIVERGED)),
+        trial.number,
     )
 
 
