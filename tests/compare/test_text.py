@@ -87,6 +87,21 @@ def test_deviations_of_domains_on_demand(table: Table) -> None:
     assert r"\textbf{60.0 $\pm$1.4}" in latex(table, std=True)
 
 
+def test_what_was_chosen_with_labels_is_marked_wherever_it_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "source", 0, dict.fromkeys(NAMES, 0.5))
+    write_run(
+        tmp_path / "b", "tent", 0, dict.fromkeys(NAMES, 0.6), config={"uses_labels": {"study": "s", "share": 0.2}}
+    )
+    (found,) = tables(find_runs([tmp_path]), baseline="tent + em (lr 0.01)")
+    assert found.baseline is not None
+    assert found.baseline.label == "tent + em‡ (lr 0.01)"
+    text = markdown(found)
+    assert "| tent + em‡ (lr 0.01) |" in text
+    assert "‡ options chosen by tta-search with labels of a share of the test stream: an upper bound" in text
+    assert r"tent + em$^\ddagger$ (lr 0.01)" in latex(found)
+    assert "‡" not in markdown(tables(find_runs([tmp_path / "a"]))[0])
+
+
 def test_learning_rates_have_a_table_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "s", "source", 0, dict.fromkeys(NAMES, 0.5))
     text = markdown(rates(tmp_path))

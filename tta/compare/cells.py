@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tta.compare.reading import LABELLED
 from tta.compare.rows import Row, Table, named
 from tta.compare.significance import NAMES, smallest_p
 
@@ -153,6 +154,11 @@ def notes(table: Table) -> list[str]:
         found.append(
             f"† learning rate chosen on the test stream, the best of up to {most} by the mean of this very table: "
             "accuracy, difference and p of such a row are flattered."
+        )
+    if any(run.uses_labels for run in table.runs):
+        found.append(
+            f"{LABELLED} options chosen by tta-search with labels of a share of the test stream: an upper bound, no "
+            "method that could be used without labels."
         )
     return found
 

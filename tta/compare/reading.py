@@ -17,6 +17,9 @@ from tta.runs import determinants
 FIRST_FILES = ("summary.json", "batches.csv", "config.yaml")
 """A folder with one of them is a run's; without the first it is unfinished."""
 
+LABELLED = "‡"
+"""Marks what owes something to labels of the test stream."""
+
 
 @dataclass(eq=False)
 class Run:
@@ -71,15 +74,20 @@ class Run:
         """Option taken of the group ``method``, or the class."""
         return self.summary["choices"].get("method") or self.summary["config"]["method"]["_target_"].rpartition(".")[2]
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether options were chosen with labels of the test stream, as ``tta-search`` does."""
+        return bool(self.summary["config"].get("uses_labels"))
+
     @cached_property
     def method(self) -> str:
-        """Method, and objective where it has one."""
+        """Method, and objective where it has one; ‡ if options were chosen with labels."""
         name, objective = self.name, self.summary["choices"].get("objective")
         if "objective" in self.summary["config"]["method"] and objective and objective != name:
             name += f" + {objective}"
         if self.precision != "fp32":
             name += f" {self.precision}"
-        return name
+        return name + LABELLED * self.uses_labels
 
     @property
     def lr(self) -> float | None:

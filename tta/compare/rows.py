@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tta.compare.reading import Run
+from tta.compare.reading import LABELLED, Run
 from tta.compare.significance import Difference, Test, differences
 
 BASELINES = ("bn_adapt", "source")
@@ -181,8 +181,8 @@ def _choose_baselines(found: Sequence[Table], name: str | None) -> None:
         return
     known = list(dict.fromkeys(row.label for table in found for row in table.rows))
     for table in found:
-        exact = [row for row in table.rows if row.label.rstrip("†") == name.rstrip("†")]
-        matches_ = exact or [row for row in table.rows if name in (row.method, row.runs[0].name)]
+        exact = [row for row in table.rows if _unmarked(row.label) == _unmarked(name)]
+        matches_ = exact or [row for row in table.rows if name in (_unmarked(row.method), row.runs[0].name)]
         if len(matches_) > 1:
             raise ValueError(
                 f"--baseline {name!r} could be any of {named([repr(row.label) for row in matches_])}: name one of them"
@@ -190,6 +190,10 @@ def _choose_baselines(found: Sequence[Table], name: str | None) -> None:
         table.baseline = matches_[0] if matches_ else None
     if not any(table.baseline for table in found):
         raise ValueError(f"--baseline {name!r} is not among the rows; there are {named(map(repr, known), 40)}")
+
+
+def _unmarked(label: str) -> str:
+    return label.translate(dict.fromkeys(map(ord, f"†{LABELLED}")))
 
 
 def _pairs(row: Row, baseline: Row, domains: Sequence[str]) -> np.ndarray:

@@ -55,6 +55,7 @@ SPECIAL = {
     ">": r"\textgreater{}",
     "Δ": r"$\Delta$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "±": r"$\pm$",
     "š": r"\v{s}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
