@@ -55,6 +55,41 @@ def summary_columns(table: Table) -> list[Column]:
     columns = [_accuracies(table, "mean", "mean", 2, std=True)]
     if table.baseline and table.differences:
         columns += [_differences(table), _p_values(table)]
+    return columns + published_columns(table)
+
+
+def published_columns(table: Table) -> list[Column]:
+    """Published means, and ours less them, if there are any."""
+    if table.published is None:
+        return []
+    theirs, ours = [], []
+    for row in table.rows:
+        if (figures := table.published.find(row)) is None:
+            theirs.append(Cell(""))
+            ours.append(Cell(""))
+            continue
+        spread = "" if figures.std is None else f" ±{figures.std:.2f}"
+        theirs.append(Cell(f"{figures.mean:.1f}{spread}", value=figures.mean, title=str(table.published.match(row))))
+        ours.append(Cell(f"{row.mean() - figures.mean:+.2f}", value=row.mean() - figures.mean))
+    name = f"{table.published.name}: {table.published.source}"
+    return [Column("published", theirs, name), Column("Δ published", ours, name)]
+
+
+def published_domains(table: Table) -> list[Column]:
+    """By domain, two lines for each row that has such figures: what is published, and ours less that."""
+    found = table.published
+    rows = [(row, figures) for row in table.rows if found and (figures := found.find(row)) and figures.domains]
+    if not rows:
+        return []
+    labels = [Cell(text) for row, _ in rows for text in (f"{row.label}: published", f"{row.label}: ours less that")]
+    columns = [Column("method", labels)]
+    for name in (*table.domains, "mean"):
+        cells: list[Cell] = []
+        for row, figures in rows:
+            theirs = figures.of(name)
+            cells.append(Cell("" if theirs is None else f"{theirs:.1f}"))
+            cells.append(Cell("" if theirs is None else f"{row.mean(name) - theirs:+.1f}"))
+        columns.append(Column(SHORT.get(name, name.replace("_", " ")), cells, name))
     return columns
 
 
@@ -160,6 +195,20 @@ def notes(table: Table) -> list[str]:
             f"{LABELLED} options chosen by tta-search with labels of a share of the test stream: an upper bound, no "
             "method that could be used without labels."
         )
+    return found + _published_notes(table)
+
+
+def _published_notes(table: Table) -> list[str]:
+    """Where published figures are from, and which rows have no counterpart."""
+    if (published := table.published) is None:
+        return []
+    origin = f"Published: {published.source}; Δ published is ours less that."
+    found = [f"{origin} {published.note}." if published.note else origin]
+    if without := [row.label for row in table.rows if not published.match(row)]:
+        found.append(f"No published figure for {named(without)}.")
+    matched = {published.match(row) for row in table.rows}
+    if missing := [label for label in published.rows if label not in matched]:
+        found.append(f"Published, but not here: {named(missing)}.")
     return found
 
 

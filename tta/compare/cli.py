@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tta.compare.published import read_published
 from tta.compare.reading import Found, find
 from tta.compare.rows import Table, named, tables, told_apart
 from tta.compare.significance import TESTS
@@ -27,6 +28,7 @@ examples
   tta-compare runs/demo                                     table in the terminal, and the files
   tta-compare runs/demo --figures --html                    figures too, and a page with all of it
   tta-compare runs/lr --select best-lr --baseline 'tent + em'
+  tta-compare runs/table12 --published table12_resnet50     beside published figures, with the differences
 """
 
 
@@ -56,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=["best-lr"],
         help="keep of each method the learning rate with the best mean; marked as chosen on the test stream",
     )
+    parser.add_argument(
+        "--published",
+        metavar="[FILE:]NAME",
+        help="published figures beside ours (FILE: like tta/compare/published.yaml); a wrong NAME lists those there",
+    )
     parser.add_argument("--test", choices=TESTS, default="wilcoxon", help="of the differences; default: wilcoxon")
     parser.add_argument("--std", action="store_true", help="deviation over seeds for each domain too")
     parser.add_argument("--figures", action="store_true", help="write figures, PNG and SVG")
@@ -71,8 +78,9 @@ def _compare(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED  # what goes on to another program need not be cut to a terminal's width
+    published = read_published(options.published) if options.published else None
     found = find(options.runs)
-    compared = tables(found.runs, options.baseline, options.select == "best-lr", options.test)
+    compared = tables(found.runs, options.baseline, options.select == "best-lr", options.test, published)
     general = [*_left_out(found), *_apart(compared)]
     for number, table in enumerate(compared, 1):
         if len(compared) > 1:

@@ -17,6 +17,7 @@ from tta.compare.cells import (
     label_column,
     notes,
     origin,
+    published_domains,
     rate_columns,
     seconds_column,
     seeds_column,
@@ -71,6 +72,9 @@ def _section(number: int, table: Table, drawn: Sequence[Figure]) -> str:
         _table(columns, rows=[row.label for row in table.rows]),
         _paragraphs(notes(table), "note"),
     ]
+    if by_domain := published_domains(table):
+        parts.append("<h3>Published figures by domain, and ours less those</h3>")
+        parts.append(_table(by_domain, rows=[cell.text for cell in by_domain[0].cells]))
     if table.sweeps_rates:
         parts.append("<h3>Means over the domains by learning rate</h3>")
         parts.append(_table(rate_columns(table), rows=list(table.rates)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tta.compare.published import Published
 from tta.compare.reading import LABELLED, Run
 from tta.compare.significance import Difference, Test, differences
 
@@ -77,6 +78,7 @@ class Table:
     warnings: list[str] = field(default_factory=list)
     every_rate: list[Row] = field(default_factory=list)  # also those that were not chosen
     twice: list[str] = field(default_factory=list)  # runs there twice, of which the later one counts
+    published: Published | None = None  # to lay the rows beside
 
     @property
     def runs(self) -> list[Run]:
@@ -113,7 +115,11 @@ class Table:
 
 
 def tables(
-    runs: Iterable[Run], baseline: str | None = None, best_lr: bool = False, test: Test = "wilcoxon"
+    runs: Iterable[Run],
+    baseline: str | None = None,
+    best_lr: bool = False,
+    test: Test = "wilcoxon",
+    published: Published | None = None,
 ) -> list[Table]:
     """Put runs that can be compared into a table each, the largest first.
 
@@ -122,6 +128,7 @@ def tables(
         baseline: label or method that the others are compared with; by default ``bn_adapt``, else ``source``.
         best_lr: keep of each method the learning rate with the best mean.
         test: of the differences to the baseline.
+        published: to lay the rows beside.
 
     Raises:
         ValueError: if no row, or more than one, is the baseline that was named.
@@ -132,12 +139,12 @@ def tables(
     found = [_table(group, best_lr) for group in sorted(groups.values(), key=len, reverse=True)]
     _choose_baselines(found, baseline)
     for table in found:
-        table.test = test
+        table.test, table.published = test, published
         if table.baseline:
             others = {row.label: row for row in table.rows if row is not table.baseline}
             pairs = {label: _pairs(row, table.baseline, table.domains) for label, row in others.items()}
             table.differences = differences(pairs, test)
-        table.warnings = [*_warnings(table), *_without_pairs(table)]
+        table.warnings = [*_warnings(table), *_without_pairs(table), *_unlike_published(table)]
     return found
 
 
@@ -239,6 +246,14 @@ def _without_pairs(table: Table) -> list[str]:
     if fewer := [row.label for row in table.rows if 0 < len(common[row.label]) < len(row.seeds)]:
         found.append(f"Δ is over the seeds that {baseline.label} has too, not over all of {named(fewer)}")
     return found
+
+
+def _unlike_published(table: Table) -> list[str]:
+    if table.published is None or not (departures := table.published.departures(table.rows)):
+        return []
+    return [
+        f"not the protocol of {table.published.source}, so that differences to it mean nothing: {'; '.join(departures)}"
+    ]
 
 
 def named(things: Iterable[str], most: int = NAMED) -> str:

@@ -15,10 +15,11 @@ from tta.compare.cells import (
     label_column,
     notes,
     origin,
+    published_domains,
     rate_columns,
     summary_columns,
 )
-from tta.compare.rows import Table
+from tta.compare.rows import Row, Table
 
 
 def markdown(table: Table, std: bool = False, warnings: Sequence[str] = ()) -> str:
@@ -27,6 +28,8 @@ def markdown(table: Table, std: bool = False, warnings: Sequence[str] = ()) -> s
     lines = [f"{heading(table)}.", "", *_markdown(columns), ""]
     lines += [line for note in notes(table) for line in (note, "")]
     lines += [line for warning in (*table.warnings, *warnings) for line in (f"**Warning:** {warning}.", "")]
+    if by_domain := published_domains(table):
+        lines += ["Published figures by domain, and ours less those:", "", *_markdown(by_domain), ""]
     if table.sweeps_rates:
         lines += ["Means over the domains; the best learning rate of each row in bold.", ""]
         lines += [*_markdown(rate_columns(table)), ""]
@@ -107,6 +110,7 @@ def wide_csv(table: Table) -> str:
     head: list[object] = ["method", "lr", "seeds", *names, *deviations, "baseline"]
     head += ["difference", "difference std", "domains better", "domains worse", "p", "p_holm", "test"]
     head += ["lr chosen on the test stream", "seconds per image"]
+    head += [f"published {name}" for name in _published_names(table)]
     lines: list[list[object]] = [head]
     for row in table.rows:
         lines.append([row.runs[0].method + row.runs[0].detail, row.lr, len(row.runs), *map(row.mean, names)])
@@ -118,7 +122,22 @@ def wide_csv(table: Table) -> str:
             lines[-1] += [table.baseline.label, found.mean, found.std, found.better, found.worse]
             lines[-1] += [found.p, found.p_holm, table.test]
         lines[-1] += [bool(row.chosen_of), row.seconds]
+        lines[-1] += _published_values(table, row)
     return _csv(lines)
+
+
+def _published_names(table: Table) -> list[str]:
+    return [*table.domains, "mean", "std", "row", "source", "difference"] if table.published else []
+
+
+def _published_values(table: Table, row: Row) -> list[object]:
+    if table.published is None:
+        return []
+    if (figures := table.published.find(row)) is None:
+        return [None] * len(_published_names(table))
+    by_domain = [figures.of(name) for name in (*table.domains, "mean")]
+    origin = [table.published.match(row), table.published.source]
+    return [*by_domain, figures.std, *origin, row.mean() - figures.mean]
 
 
 def long_csv(table: Table) -> str:
