@@ -97,7 +97,7 @@ def test_what_was_chosen_with_labels_is_marked_wherever_it_is_shown(tmp_path: Pa
     assert found.baseline.label == "tent + em‡ (lr 0.01)"
     text = markdown(found)
     assert "| tent + em‡ (lr 0.01) |" in text
-    assert "‡ options chosen by tta-search with labels of a share of the test stream: an upper bound" in text
+    assert "‡ options were chosen with labels of the test stream: an upper bound" in text
     assert r"tent + em$^\ddagger$ (lr 0.01)" in latex(found)
     assert "‡" not in markdown(tables(find_runs([tmp_path / "a"]))[0])
 

@@ -192,8 +192,8 @@ def notes(table: Table) -> list[str]:
         )
     if any(run.uses_labels for run in table.runs):
         found.append(
-            f"{LABELLED} options chosen by tta-search with labels of a share of the test stream: an upper bound, no "
-            "method that could be used without labels."
+            f"{LABELLED} options were chosen with labels of the test stream: an upper bound, no method that could be "
+            "used without labels."
         )
     return found + _published_notes(table)
 
