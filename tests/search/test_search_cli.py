@@ -148,9 +148,9 @@ def test_dem_star_is_searched_measured_and_written(command: Command, small: list
 
     table = (study / "search.md").read_text()
     means = [100 * np.mean([kinds["rest", name, seed]["accuracy"] for seed in (0, 1)]) for name in ("dem_star", "em")]
-    for name, mean in zip(("dem_star †", "em"), means, strict=True):
+    for name, mean in zip(("dem_star ‡", "em"), means, strict=True):
         assert re.search(rf"^\| {name} \| {mean:.2f} ±\d+\.\d\d \| .* \|$", table, re.MULTILINE)
-    assert "† chosen with labels of the share: an upper bound, not a fair method." in table
+    assert "‡ chosen with labels of the share: an upper bound, not a fair method." in table
     assert "`tta-search stream=cifar10_c" in table
     assert (study / "search.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (study / "search.svg").read_text()

@@ -138,7 +138,7 @@ def conclude(
         view.add_row(*row)
     print(f"{heading}:")
     Console().print(view)
-    print(f"† {NOTE}")
+    print(f"‡ {NOTE}")
     lines = [
         f"{heading}.",
         "",
@@ -146,7 +146,7 @@ def conclude(
         "|---|" + "---:|" * (len(header) - 1),
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"† {NOTE}.",
+        f"‡ {NOTE}.",
         "",
         f"`{shlex.join(['tta-search', *(word.removeprefix('++') for word in sys.argv[1:])])}`",
     ]
@@ -161,7 +161,7 @@ def _view(measured: Sequence[Measured]) -> list[list[str]]:
     for label in dict.fromkeys(one.label for one in measured):
         own = [one for one in measured if one.label == label]
         cells = [_mean([100 * one.accuracy for one in own if one.part == part]) for part in parts]
-        rows.append([f"{label} †" if own[0].uses_labels else label, *cells])
+        rows.append([f"{label} ‡" if own[0].uses_labels else label, *cells])
     return [["", *parts], *rows]
 
 
