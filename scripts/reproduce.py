@@ -36,7 +36,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tta import compare
-from tta.cli import CONFIGS, EXPECTED, _message
+from tta.cli import CONFIGS, EXPECTED, error_message
 from tta.compare import find_runs
 from tta.runs import determinants
 
@@ -82,7 +82,7 @@ def main() -> None:
         for part in parts:
             print("\n".join(told(part)), flush=True)
     except EXPECTED as error:
-        raise SystemExit(f"reproduce: error: {_message(error)}") from None
+        raise SystemExit(f"reproduce: error: {error_message(error)}") from None
     if not options.plan:
         failed = [f"{part.name}: {problem}" for part in parts for problem in run(part, options.figures)]
         if failed:

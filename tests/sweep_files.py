@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ N = 40  # images per domain
 TIMES = {"seconds", "date", "command"}
 
 
-def make_files(root: Path) -> None:
+def make_files(root: Path, n: int = N, corruptions: Sequence[str] = ("fog", "snow", "frost")) -> None:
     """Make a data set in the layout of CIFAR-10-C, and a checkpoint of a small network with BatchNorm."""
     (root / "CIFAR-10-C").mkdir()
     rng = np.random.default_rng(0)
-    np.save(root / "CIFAR-10-C" / "labels.npy", np.tile(np.arange(N) % 10, 5).astype(np.uint8))
-    for name in ("fog", "snow", "frost"):
-        np.save(root / "CIFAR-10-C" / f"{name}.npy", rng.integers(0, 256, (5 * N, 32, 32, 3), dtype=np.uint8))
+    np.save(root / "CIFAR-10-C" / "labels.npy", np.tile(np.arange(n) % 10, 5).astype(np.uint8))
+    for name in corruptions:
+        np.save(root / "CIFAR-10-C" / f"{name}.npy", rng.integers(0, 256, (5 * n, 32, 32, 3), dtype=np.uint8))
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet", num_classes=10).state_dict(), str(root / "net.safetensors"))
 

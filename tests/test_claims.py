@@ -63,8 +63,15 @@ def test_a_claim_ends_with_its_block_also_after_an_error(run: Path) -> None:
 
 
 def test_claims_of_different_runs_have_nothing_to_do_with_each_other(run: Path) -> None:
-    with claim(run), claim(run.with_name("eta-0123456789")):
-        pass
+    other = run.with_name("eta-0123456789")
+    with claim(run):
+        assert is_taken(run)
+        assert not is_taken(other)
+        with claim(other):
+            assert is_taken(run)
+            assert is_taken(other)
+        assert is_taken(run)
+        assert not is_taken(other)
 
 
 def test_an_owner_that_has_not_yet_said_who_it_is(run: Path) -> None:

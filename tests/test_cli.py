@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import tta.runner
+from sweep_files import make_files
 from tta.cli import CONFIGS
 
 N = 20  # images per domain
@@ -32,14 +33,7 @@ Command = Callable[..., Any]
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set in the layout of CIFAR-10-C, and a checkpoint of a small network with BatchNorm."""
     root = tmp_path_factory.mktemp("files")
-    data = root / "CIFAR-10-C"
-    data.mkdir()
-    rng = np.random.default_rng(0)
-    np.save(data / "labels.npy", np.tile(np.arange(N) % 10, 5).astype(np.uint8))
-    for name in ("gaussian_noise", "fog", "snow"):
-        np.save(data / f"{name}.npy", rng.integers(0, 256, (5 * N, 32, 32, 3), dtype=np.uint8))
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_efficientnet", num_classes=10).state_dict(), str(root / "net.safetensors"))
+    make_files(root, N, ("gaussian_noise", "fog", "snow"))
     return root
 
 

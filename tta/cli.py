@@ -69,7 +69,7 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
     except EXPECTED as error:
         if debug:
             raise
-        raise SystemExit(f"{program}: error: {_message(error, config_name)}") from None
+        raise SystemExit(f"{program}: error: {error_message(error, config_name)}") from None
     finally:
         if not debug:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # or processes that the caller starts would take it for a wish
@@ -101,7 +101,7 @@ def _hydra_main(config: DictConfig) -> float:
             return Outcome("taken", error.owner, str(error.path))
 
     return attempt(
-        record, hydra_config.job.num, job, lambda error: _message(error) if isinstance(error, EXPECTED) else ""
+        record, hydra_config.job.num, job, lambda error: error_message(error) if isinstance(error, EXPECTED) else ""
     )
 
 
@@ -133,10 +133,10 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream, backbone = (_instantiate(config[part]) for part in ("scenario", "stream", "model"))
-    total_classes = _match_classes(backbone, stream)
-    method = _instantiate(config.method, backbone=backbone.to(device))
-    name = _run_name(resolved, stream.subset)
+    scenario, stream, backbone = (instantiate(config[part]) for part in ("scenario", "stream", "model"))
+    total_classes = match_classes(backbone, stream)
+    method = instantiate(config.method, backbone=backbone.to(device))
+    name = run_name(resolved, stream.subset)
     identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
     directory = RunDirectory(path)
@@ -151,7 +151,7 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
     checkpoints = Checkpoints(directory.checkpoint_path, made_by, config.checkpoint.every)
     runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, autocast, checkpoints)
     origin = {
-        "choices": _choices(),
+        "choices": chosen_options(),
         "weights": backbone.tag,
         "normalization": backbone.normalization,
         "data": stream.digest,
@@ -191,14 +191,14 @@ def _loggers(config: DictConfig) -> list[Logger]:
     """Make the loggers; jobs that run beside each other show no bars."""
     from tta.loggers import Progress
 
-    loggers = list(_instantiate(config.logger).values())
+    loggers = list(instantiate(config.logger).values())
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     if choices.get("hydra/launcher", "basic") in ("basic", None):
         return loggers
     return [logger for logger in loggers if not isinstance(logger, Progress)]
 
 
-def _match_classes(backbone: Backbone, stream: Stream) -> int:
+def match_classes(backbone: Backbone, stream: Stream) -> int:
     """Restrict a backbone to the classes of the stream, where those are a part of its own.
 
     Returns:
@@ -240,22 +240,22 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]
     return summary
 
 
-def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
+def instantiate(node: DictConfig, **kwargs: Any) -> Any:
     """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
 
 
-def _choices() -> dict[str, str]:
+def chosen_options() -> dict[str, str]:
     """The option taken of each group, as in ``{"method": "tent", ...}``."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
 
 
-def _run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
+def run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
     """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
-    choices, method = _choices(), resolved["method"]
+    choices, method = chosen_options(), resolved["method"]
     parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
     if subset is not None:
         parts[0] += f"-{subset}"
@@ -266,7 +266,7 @@ def _run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
     return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")
 
 
-def _message(error: Exception, config_name: str = "config") -> str:
+def error_message(error: Exception, config_name: str = "config") -> str:
     """The sentences meant for the user, without Hydra's and OmegaConf's wrapping."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Words of our own name the key; those of a library need its place.
@@ -291,7 +291,7 @@ def _similar_keys(key: str, config_name: str) -> str:
             config = hydra.compose(config_name, groups)
         except HydraException:  # another override is wrong too, and hides what there is
             config = hydra.compose(config_name)
-    keys = list(_keys(OmegaConf.to_container(config), ""))  # type: ignore[arg-type]
+    keys = list(dotted_keys(OmegaConf.to_container(config), ""))  # type: ignore[arg-type]
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
     return (
@@ -299,8 +299,9 @@ def _similar_keys(key: str, config_name: str) -> str:
     )
 
 
-def _keys(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def dotted_keys(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """List the keys of nested mappings, as in ``optimizer.lr``."""
     for name, value in node.items():
         yield prefix + name
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{name}.")
+            yield from dotted_keys(value, f"{prefix}{name}.")

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 
+from sweep_files import make_files
 from tta import cli
 from tta.search import cli as search_cli
 from tta.search.study import Study
@@ -32,17 +31,9 @@ Command = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in the layout of CIFAR-10-C whose mean tells their class, and a small network with BatchNorm."""
+    """Images in the layout of CIFAR-10-C, and a small network with BatchNorm."""
     root = tmp_path_factory.mktemp("files")
-    data = root / "CIFAR-10-C"
-    data.mkdir()
-    rng = np.random.default_rng(0)
-    labels = np.tile(np.arange(N) % 10, 5)
-    np.save(data / "labels.npy", labels.astype(np.uint8))
-    for name in ("gaussian_noise", "fog"):
-        np.save(data / f"{name}.npy", rng.integers(0, 256, (5 * N, 32, 32, 3), dtype=np.uint8))
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_efficientnet", num_classes=10).state_dict(), str(root / "net.safetensors"))
+    make_files(root, N, ("gaussian_noise", "fog"))
     return root
 
 
@@ -356,7 +347,7 @@ def test_model_and_images_are_loaded_once(command: Command, alone: list[str], mo
 
     made: list[str] = []
     read_before: list[int] = []
-    instantiate, read, take = prepare._instantiate, ArrayImages.__call__, Study.take
+    instantiate, read, take = prepare.instantiate, ArrayImages.__call__, Study.take
 
     def noted(node: Any, **kwargs: Any) -> Any:
         made.append(node._target_)
@@ -370,7 +361,7 @@ def test_model_and_images_are_loaded_once(command: Command, alone: list[str], mo
         read_before.append(made.count("images"))
         return take(self)
 
-    monkeypatch.setattr(prepare, "_instantiate", noted)
+    monkeypatch.setattr(prepare, "instantiate", noted)
     monkeypatch.setattr(ArrayImages, "__call__", noted_read)
     monkeypatch.setattr(Study, "take", noted_take)
     command(*alone, "search.trials=4")

@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from tta.checks import fraction, number, whole_number
-from tta.cli import _choices, _instantiate, _keys, _match_classes, _run_name
+from tta.cli import chosen_options, dotted_keys, instantiate, match_classes, run_name
 from tta.devices import choose_device, choose_precision
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
@@ -111,8 +111,8 @@ def prepare(config: DictConfig) -> Search:
     device, autocast = choose_device(config.device), choose_precision(config.precision)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream, backbone = (_instantiate(config[part]) for part in ("scenario", "stream", "model"))
-    _match_classes(backbone, stream)
+    scenario, stream, backbone = (instantiate(config[part]) for part in ("scenario", "stream", "model"))
+    match_classes(backbone, stream)
     for domain in stream.domains:
         if not len(domain.labels) or int(domain.labels.min()) < 0:
             raise ValueError(f"tta-search chooses with labels, but {domain} has images without: choose another stream")
@@ -120,7 +120,7 @@ def prepare(config: DictConfig) -> Search:
     backbone = backbone.to(device)
 
     def make_method(values: Values) -> Any:
-        return _instantiate(_with(config, values).method, backbone=backbone)
+        return instantiate(_with(config, values).method, backbone=backbone)
 
     share = replace(scenario, **labelled)
     evaluation = Evaluation(make_method, stream, scenario, share, config.seed, device, autocast)
@@ -146,7 +146,7 @@ def _present(config: DictConfig, key: str) -> Any:
             name
             for part in SEARCHED
             if part in config
-            for name in _keys(OmegaConf.to_container(config[part]), f"{part}.")  # type: ignore[arg-type]
+            for name in dotted_keys(OmegaConf.to_container(config[part]), f"{part}.")  # type: ignore[arg-type]
         ]
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -166,7 +166,7 @@ def _present(config: DictConfig, key: str) -> Any:
 def _check_effect(config: DictConfig, key: str, low: float, high: float) -> None:
     resolved = [OmegaConf.to_container(_with(config, {key: value}).method, resolve=True) for value in (low, high)]
     if resolved[0] == resolved[1]:
-        raise ValueError(f"search.space: {key} changes nothing in method={_choices().get('method', 'custom')}")
+        raise ValueError(f"search.space: {key} changes nothing in method={chosen_options().get('method', 'custom')}")
 
 
 def _with(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
@@ -188,7 +188,7 @@ def _allowed(config: DictConfig) -> Callable[[Values], bool]:
         for key, value in own.items():
             OmegaConf.update(objective, key, value)
         try:
-            _instantiate(objective.objective)
+            instantiate(objective.objective)
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 return False
@@ -219,9 +219,9 @@ def _folder(config: DictConfig, configuration: dict[str, Any], subset: str | Non
         return Path(config.search.dir).expanduser()
     identity = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return Path(config.runs_dir).expanduser() / "search" / f"{_run_name(resolved, subset)}-{identity}"
+    return Path(config.runs_dir).expanduser() / "search" / f"{run_name(resolved, subset)}-{identity}"
 
 
 def _title() -> str:
-    choices = _choices()
+    choices = chosen_options()
     return ", ".join(choices.get(part, "custom") for part in ("stream", "scenario", "model", "method"))

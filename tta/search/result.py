@@ -101,7 +101,7 @@ def write_result(where: Place, search: Search, done: Sequence[Done], best: Done)
     if where.group == "objective":
         content["objective"] = {**search.objective}
     elif any(key.startswith("objective.") for key in best.values):
-        content["defaults"] = [{"override /objective": cli._choices()["objective"]}, "_self_"]
+        content["defaults"] = [{"override /objective": cli.chosen_options()["objective"]}, "_self_"]
     for key, value in best.values.items():
         *parts, last = key.split(".")
         node = content
@@ -163,7 +163,7 @@ def _without_objective(given: Sequence[str]) -> list[str]:
 def _with_objective(given: Sequence[str]) -> list[str]:
     """Name the objective, which ``tta-search`` may have by itself."""
     named = any(_key(word) == "objective" for word in given)
-    choice = cli._choices().get("objective")
+    choice = cli.chosen_options().get("objective")
     return [*given] if named or choice is None else [f"objective={choice}", *given]
 
 
