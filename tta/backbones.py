@@ -91,7 +91,7 @@ class Backbone(nn.Module):
 def _spread(values: Tensor, images: Tensor) -> Tensor:
     """Give the channels' values for each pixel of an image, in its memory format.
 
-    A CPU takes three times as long where it must repeat three values pixel after pixel.
+    A CPU is slow where it must repeat three values pixel after pixel.
     """
     if images.device.type != "cpu" or images.is_contiguous():
         return values

@@ -55,8 +55,8 @@ def keep_memory() -> bool:
     """Have this process keep the memory of tensors that are gone for those to come; nothing else changes.
 
     The C library hands blocks above 32 MB, which is one batch of float images, back to the system at once, and gets
-    them anew page by page: a CPU may spend half of a forward pass on that. The price is memory, a third more at its
-    peak, as the gaps between tensors are not given back.
+    them anew page by page, which takes a CPU a good part of a forward pass. The price is a higher peak of memory, as
+    the gaps between tensors are not given back.
 
     Returns:
         Whether the C library can be told so; glibc can.

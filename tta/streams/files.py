@@ -84,7 +84,7 @@ class FileImages:
 def read_rgb(path: Path, pixels: np.ndarray | None = None) -> np.ndarray:
     """Decode a file as RGB, without regard to its orientation tag.
 
-    Plain JPEG files go to libjpeg-turbo directly (simplejpeg), in half the time that PIL takes. The pixels are those
+    Plain JPEG files go to libjpeg-turbo directly (simplejpeg). The pixels are those
     of PIL, all of them: both use the accurate inverse DCT and smooth chroma upsampling. Any other file, and any that
     the fast decoder has a word to say about, is PIL's.
 
