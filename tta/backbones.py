@@ -33,6 +33,9 @@ class Backbone(nn.Module):
     std: Tensor | None
     classes: Tensor | None
 
+    seeded = True
+    """Whether its weights may hang on the seed of the run; weights that are read from a file do not."""
+
     def __init__(
         self,
         net: nn.Module,
@@ -153,7 +156,9 @@ def timm_backbone(
         )
         tag += "@random-classifier"
     mean, std = settings["mean"] if mean is None else mean, settings["std"] if std is None else std
-    return Backbone(net, net.num_classes, mean, std, tag)
+    backbone = Backbone(net, net.num_classes, mean, std, tag)
+    backbone.seeded = "@random" in tag
+    return backbone
 
 
 def robustbench_backbone(
@@ -196,7 +201,10 @@ def robustbench_backbone(
             f"RobustBench could not load {name!r} ({type(error).__name__}: {_first_line(error)}). If {path} are not "
             "its weights, delete the file and run again"
         ) from error
-    return Backbone(net, utils.DATASET_CLASSES[dataset_key], None, None, f"robustbench:{dataset}/{group.value}/{name}")
+    tag = f"robustbench:{dataset}/{group.value}/{name}"
+    backbone = Backbone(net, utils.DATASET_CLASSES[dataset_key], None, None, tag)
+    backbone.seeded = False
+    return backbone
 
 
 def import_robustbench(module: str) -> Any:

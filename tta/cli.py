@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import os
 import re
 import sys
@@ -23,10 +24,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tta.checks import number, whole_number
 from tta.claims import TakenError, claim
+from tta.parts import Shared, shared_in
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome, Record, SweepError, attempt
 
 if TYPE_CHECKING:
+    import torch
+
     from tta.backbones import Backbone
     from tta.loggers import Logger
     from tta.runner import Runner
@@ -133,9 +137,10 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream, backbone = (instantiate(config[part]) for part in ("scenario", "stream", "model"))
-    total_classes = match_classes(backbone, stream)
-    method = instantiate(config.method, backbone=backbone.to(device))
+    scenario, stream = instantiate(config.scenario), shared_stream(config)
+    backbone = shared_backbone(config, stream, device)
+    torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
+    method = instantiate(config.method, backbone=backbone)
     name = run_name(resolved, stream.subset)
     identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
@@ -157,7 +162,7 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
         "data": stream.digest,
         "subset": stream.subset,
         "classes": backbone.num_classes,
-        "classes_of_the_backbone": total_classes,
+        "classes_of_the_backbone": backbone.total_classes,
         "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
@@ -172,6 +177,37 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
             checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
         summary = _record(name, runner, origin)
     return _tell(name, summary, path)
+
+
+def shared_stream(config: DictConfig) -> Stream:
+    """Make the stream, or take that of another job of the sweep that reads the same."""
+    key = _key(config.stream)
+    return _shared().get("stream", (key,), lambda: instantiate(config.stream), lambda _: key)
+
+
+def shared_backbone(config: DictConfig, stream: Stream, device: torch.device) -> Backbone:
+    """Make the backbone for the classes of a stream, on a device, or take that of another job of the sweep."""
+
+    def make() -> Backbone:
+        backbone: Backbone = instantiate(config.model)
+        match_classes(backbone, stream)
+        return backbone.to(device)
+
+    part = stream.classes and (*stream.classes.places.tolist(), stream.classes.total)
+    same = (_key(config.model), str(device), stream.num_classes, part)
+    drawn = (*same, config.seed)
+    return _shared().get("backbone", (same, drawn), make, lambda backbone: drawn if backbone.seeded else same)
+
+
+def _shared() -> Shared:
+    """Parts that this job shares with others of its sweep in this process; none outside of sweeps."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return Shared()
+    return shared_in(os.path.abspath(HydraConfig.get().sweep.dir))
+
+
+def _key(node: DictConfig) -> str:
+    return json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
 
 
 def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
@@ -198,15 +234,15 @@ def _loggers(config: DictConfig) -> list[Logger]:
     return [logger for logger in loggers if not isinstance(logger, Progress)]
 
 
-def match_classes(backbone: Backbone, stream: Stream) -> int:
+def match_classes(backbone: Backbone, stream: Stream) -> None:
     """Restrict a backbone to the classes of the stream, where those are a part of its own.
 
-    Returns:
-        How many classes it has of its own.
+    Raises:
+        ValueError: if it has neither these classes nor those that they are a part of.
     """
     own, part = backbone.num_classes, stream.classes
     if own == stream.num_classes:
-        return own
+        return
     if part is None or own != part.total:
         these = f"these classes, or for the {part.total} that they are of" if part is not None else "these classes"
         raise ValueError(
@@ -214,7 +250,6 @@ def match_classes(backbone: Backbone, stream: Stream) -> int:
             f"choose a model trained for {these} (model=..., model.checkpoint=...)"
         )
     backbone.restrict(part.places, part.total)
-    return own
 
 
 def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:

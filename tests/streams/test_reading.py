@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pickle
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,6 +122,17 @@ def test_a_domain_that_comes_again_is_held_once() -> None:
     held = resident([fog, snow, fog], CPU)
     assert held[0].load is held[2].load
     assert not fit([fog, domain()], 10**9)  # what is not in an array cannot be held
+
+
+def test_runs_that_read_at_the_same_time_hold_their_images_once_and_no_longer_than_they_read() -> None:
+    load = array_domain().load
+    assert isinstance(load, ArrayImages)
+    held = load.on(CPU)
+    assert load.on(CPU) is held
+    assert pickle.loads(pickle.dumps(load)).array.shape == load.array.shape  # as it is sent to processes
+    gone = weakref.ref(held)
+    del held
+    assert gone() is None
 
 
 def test_one_ahead_starts_the_next_before_an_item_is_given_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -46,7 +47,14 @@ class ArrayImages:
         return hashlib.sha256(np.take(np.asarray(self.array), index.numpy(), axis=0).data).hexdigest()
 
     def on(self, device: torch.device) -> DeviceImages:
-        """Give the same images, to be held on a device."""
+        """Give the same images, to be held on a device: once, however many runs read them at the same time."""
+        held = _on_devices.setdefault(self, WeakValueDictionary())
+        images = held.get(device)
+        if images is None:
+            images = held[device] = self._on(device)
+        return images
+
+    def _on(self, device: torch.device) -> DeviceImages:
         return DeviceImages(self.array, device, self.channels_first)
 
 
@@ -86,8 +94,7 @@ class CachedImages(ArrayImages):
         """Whether all images that may be asked for are in the array."""
         return bool((self.rows[self.needed] >= 0).all())
 
-    def on(self, device: torch.device) -> DeviceImages:
-        """Give the same images, to be held on a device."""
+    def _on(self, device: torch.device) -> DeviceImages:
         return DeviceImages(self.array, device, self.channels_first, self.rows)
 
 
@@ -118,3 +125,7 @@ class DeviceImages:
     @cached_property
     def _images(self) -> Tensor:
         return torch.tensor(self.array, device=self.device)
+
+
+# Not in the images themselves, which are sent to processes that read.
+_on_devices: WeakKeyDictionary[ArrayImages, WeakValueDictionary[torch.device, DeviceImages]] = WeakKeyDictionary()
