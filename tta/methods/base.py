@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -89,23 +90,37 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: if the batch has fewer than ``min_batch_size`` images.
         """
-        if len(images) < self.min_batch_size:
-            raise ValueError(batch_too_small(self, len(images)))
-        self._remember()
-        # Autocast would go on using its copies of the weights after an update; without its cache it makes new ones.
-        device = images.device.type
-        autocast = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
-        with torch.inference_mode(False), torch.enable_grad(), autocast:
-            # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
-            images = images.clone() if images.is_inference() else images
-            if self._has_group_norm and images.device.type == "cpu":
-                # torch 2.11 crashes in the backward pass of a GroupNorm on a CPU whose input is channels-last, as
-                # images come from files, and needs no gradient.
-                images = images.contiguous()
+        self.begin(len(images))
+        with gradients(images.device.type):
+            images = self.usable(images)
             logits = self._step_in_window(images) if self.window else self.step(images)
-        self.images_seen += len(images)
-        self.batches_seen += 1
+        self.end(len(images))
         return logits.detach()
+
+    def begin(self, size: int) -> None:
+        """Make sure, before a batch of so many images, that there are enough, and that ``reset`` leads back.
+
+        Raises:
+            ValueError: if the batch has fewer than ``min_batch_size`` images.
+        """
+        if size < self.min_batch_size:
+            raise ValueError(batch_too_small(self, size))
+        self._remember()
+
+    def usable(self, images: Tensor) -> Tensor:
+        """Give the same images, as a backward pass can bear them."""
+        # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
+        images = images.clone() if images.is_inference() else images
+        if self._has_group_norm and images.device.type == "cpu":
+            # torch 2.11 crashes in the backward pass of a GroupNorm on a CPU whose input is channels-last, as
+            # images come from files, and needs no gradient.
+            images = images.contiguous()
+        return images
+
+    def end(self, size: int) -> None:
+        """Count a batch of so many images."""
+        self.images_seen += size
+        self.batches_seen += 1
 
     def _step_in_window(self, images: Tensor) -> Tensor:
         """Predict the images together with those before them, and adapt when all of the window is new."""
@@ -210,6 +225,15 @@ class Method(nn.Module, ABC):
             tensors = {name: t.detach().clone() for name, t in self._tensors().items() if t.numel()}
             empty = [name for name, t in self._buffers.items() if t is not None and not t.numel()]
             self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
+
+
+@contextmanager
+def gradients(device: str) -> Iterator[None]:
+    """Record gradients within the block, whatever mode the caller is in; ``device`` is a kind, as ``cuda``."""
+    # Autocast would go on using its copies of the weights after an update; without its cache it makes new ones.
+    autocast = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), autocast:
+        yield
 
 
 def use_batch_statistics(method: Method) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from tta.methods.base import Method, use_batch_statistics
+from tta.methods.base import use_batch_statistics
+from tta.methods.onepass import OnePass
 
 
-class BNAdapt(Method):
+class BNAdapt(OnePass):
     """BatchNorm normalises with the mean and variance of the current batch; nothing is learnt.
 
     "Prediction-time batch normalisation" (arXiv:2006.10963), the row "norm" or "BN" of most tables, with no share of
@@ -21,7 +22,3 @@ class BNAdapt(Method):
     def __init__(self, backbone: nn.Module, window: int = 0) -> None:
         super().__init__(backbone, window)
         use_batch_statistics(self)
-
-    def step(self, images: Tensor) -> Tensor:
-        """Predict with the statistics of this batch."""
-        return self.predict(images)

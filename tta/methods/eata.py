@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tta.checks import number
 from tta.methods.base import OptimizerFactory
 from tta.methods.fisher import fisher_information
+from tta.methods.onepass import Loss
 from tta.methods.selective import SelectiveMethod
 from tta.objectives import Objective
 from tta.streams.clean import CleanImages
@@ -51,12 +52,11 @@ class EATA(SelectiveMethod):
         self._source = _joined(self._adapted).detach()
         self._information = _joined(list(information.values()))
 
-    def step(self, images: Tensor) -> Tensor:
-        """Predict, then adapt on the samples that are used."""
-        logits = self.backbone(images)
+    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
+        """Weighted mean over the samples that are used, and the regulariser."""
+        value, used = super().loss(logits, losses)
         distance = (_joined(self._adapted) - self._source).square()
-        self.update(logits, self.fisher_alpha * (self._information * distance).sum())
-        return logits
+        return Loss(value + self.fisher_alpha * (self._information * distance).sum(), used)
 
 
 def _joined(tensors: list[Any]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tta.methods.selective import SelectiveMethod
 
 
@@ -14,9 +12,3 @@ class ETA(SelectiveMethod):
     the update. The official code's ``reset`` keeps the moving average m of the predictions; here it is forgotten with
     the rest, so that a domain does not depend on the one before.
     """
-
-    def step(self, images: Tensor) -> Tensor:
-        """Predict, then adapt on the samples that are used."""
-        logits = self.backbone(images)
-        self.update(logits)
-        return logits

@@ -46,9 +46,7 @@ class RDumb(SelectiveMethod):
         """Begin anew if it is time; predict, then adapt on the samples that are used."""
         if self.batches_seen >= self.reset_every:
             self._begin_anew()
-        logits = self.backbone(images)
-        self.update(logits)
-        return logits
+        return super().step(images)
 
     def _begin_anew(self) -> None:
         # ``reset`` sets batches_seen to 0, so that it counts from here; the window and its place in the stream stay.

@@ -8,15 +8,17 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
-from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
+from tta.methods.base import OptimizerFactory, use_batch_statistics
+from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.updates import selected_mean, step_where
 from tta.objectives import EM, Objective
 
 
-class SelectiveMethod(Method):
-    """Chooses samples and weighs them as EATA does (arXiv:2204.02610); a subclass says in ``step`` what comes with it.
+class SelectiveMethod(OnePass):
+    """Chooses samples and weighs them as EATA does (arXiv:2204.02610); a subclass says what comes with it.
 
     A sample is used if its entropy H is below ``margin * ln(C)`` nats, and the cosine between its prediction and m
     below ``diversity``. Its loss counts ``exp(margin * ln(C) - H)`` times, without gradient, and the loss of the batch
@@ -41,6 +43,7 @@ class SelectiveMethod(Method):
         ValueError: if no parameter is left to adapt, or a value is out of range.
     """
 
+    optimizer: Optimizer
     average: Tensor  # (C,): m; 0 while there is none
 
     def __init__(
@@ -69,21 +72,16 @@ class SelectiveMethod(Method):
         use_batch_statistics(self)
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
 
-    def update(self, logits: Tensor, penalty: Tensor | float = 0.0) -> None:
-        """Adapt on the samples that are used.
-
-        Args:
-            logits: (N, C), of the batch.
-            penalty: is added to the loss, ().
-        """
+    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
+        """Weighted mean over the samples that are used."""
         limit = self.margin * math.log(logits.shape[-1])
         entropy = self.entropy(logits.detach())
         selected = self._select(logits.detach(), entropy < limit)
-        loss = selected_mean((limit - entropy).exp() * self.objective(logits), selected) + penalty
-        loss.backward()
-        step_where(selected.any(), self.optimizer)
-        self.optimizer.zero_grad()
-        self.report(loss=loss.detach(), used=selected.sum())
+        return Loss(selected_mean((limit - entropy).exp() * losses, selected), selected.sum())
+
+    def follow(self, optimizer: Optimizer, used: Tensor) -> None:
+        """Make the step, unless no sample is used."""
+        step_where(used > 0, optimizer)
 
     def _select(self, logits: Tensor, sure: Tensor) -> Tensor:
         """Tell which of the sure samples (N,) are unlike those before, and take them into the moving average."""

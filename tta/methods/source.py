@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from tta.methods.base import Method
+from tta.methods.onepass import OnePass
 
 
-class Source(Method):
+class Source(OnePass):
     """No adaptation: frozen weights, BatchNorm with the running statistics of the source data."""
-
-    def step(self, images: Tensor) -> Tensor:
-        """Predict."""
-        return self.predict(images)

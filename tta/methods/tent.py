@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tta.checks import whole_number
-from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
+from tta.methods.base import OptimizerFactory, use_batch_statistics
+from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import Objective
 
 
-class Tent(Method):
+class Tent(OnePass):
     """Test-time entropy minimisation (arXiv:2006.10726), with any objective in the place of the entropy.
 
     BatchNorm layers use the statistics of the current batch; scale and shift of BatchNorm, LayerNorm and GroupNorm
@@ -31,6 +33,8 @@ class Tent(Method):
         ValueError: if no parameter is left to adapt, or ``steps`` is less than 1.
     """
 
+    optimizer: Optimizer
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -46,13 +50,6 @@ class Tent(Method):
         use_batch_statistics(self)
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
 
-    def step(self, images: Tensor) -> Tensor:
-        """Predict, then update ``steps`` times."""
-        for _ in range(self.steps):
-            logits = self.backbone(images)
-            loss = self.objective(logits).mean()
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self.report(loss=loss.detach(), used=logits.new_full((), len(images)))
-        return logits
+    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
+        """Mean over the batch."""
+        return Loss(losses.mean(), logits.new_full((), len(logits)))
