@@ -101,7 +101,13 @@ class Checkpoints:
 def method_state(method: Method) -> State:
     """Take the state of a method without the weights that never change."""
     frozen = _frozen(method)
-    return {name: value for name, value in method.state_dict().items() if name not in frozen}
+    return {name: _by_itself(value) for name, value in method.state_dict().items() if name not in frozen}
+
+
+def _by_itself(value: Any) -> Any:
+    """A tensor without the rest of what it lies in, which would be saved with it."""
+    part = isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if part else value
 
 
 def load_method_state(method: Method, state: State) -> None:

@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tta.checks import number, whole_number
 from tta.claims import TakenError, claim
 from tta.parts import Shared, shared_in
+from tta.replicas import pool
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome, Record, SweepError, attempt
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from tta.backbones import Backbone
     from tta.loggers import Logger
-    from tta.runner import Runner
+    from tta.runner import Runner, Steps
     from tta.streams import Stream
 
 PACKAGE = Path(__file__).parent
@@ -97,20 +98,30 @@ def _hydra_main(config: DictConfig) -> float:
     if hydra_config.mode != RunMode.MULTIRUN or not record.path.is_file():
         return run(config, sys.argv).accuracy
 
-    def job() -> Outcome:
+    def job() -> Steps[Outcome]:
         try:
-            return run(config, record.command)
+            return (yield from steps(config, record.command))
         except TakenError as error:
             print(error)
             return Outcome("taken", error.owner, str(error.path))
 
-    return attempt(
+    told = attempt(
         record, hydra_config.job.num, job, lambda error: error_message(error) if isinstance(error, EXPECTED) else ""
     )
+    return pool.run(told, config.replicas, config.replica_pass)
 
 
 def run(config: DictConfig, command: Sequence[str]) -> Outcome:
-    """Run what the configuration says, unless it is finished already.
+    """Run what the configuration says, unless it is finished already; see ``steps``."""
+    from tta.runner import alone
+
+    return alone(steps(config, command))
+
+
+def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
+    """Run what the configuration says, unless it is finished already, in turns that others may answer.
+
+    The first turn says that all is made and nothing begun.
 
     Args:
         config: composed.
@@ -126,9 +137,10 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
 
     from tta.checkpoints import Checkpoints, code_digest
     from tta.devices import choose_device, choose_precision, describe_device, device_digest, keep_memory
-    from tta.runner import Runner
+    from tta.runner import Runner, Turn
 
     whole_number("seed", config.seed, 0)
+    pool.check(config.replicas, config.replica_pass)
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
     device, autocast = choose_device(config.device), choose_precision(config.precision)
@@ -169,13 +181,14 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
         **provenance(command),
         "config": resolved,
     }
+    yield Turn(runner, backbone=backbone)
     with claim(path):
         if directory.finished and not config.force:
             print(f"{name}: another process has just finished it, see {path}")
             return skipped
         if not config.force:
             checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
-        summary = _record(name, runner, origin)
+        summary = yield from _record(name, runner, origin)
     return _tell(name, summary, path)
 
 
@@ -252,7 +265,7 @@ def match_classes(backbone: Backbone, stream: Stream) -> None:
     backbone.restrict(part.places, part.total)
 
 
-def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
+def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str, Any]]:
     """Run from the first batch, or from the checkpoint, to the summary, which is returned."""
     done = runner.prepare()
     if done:
@@ -262,7 +275,7 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]
         try:
             for logger in runner.loggers:
                 logger.start(name, origin["config"], directory.path, runner.images, done)
-            summary = {"name": name, **runner.run(), **origin}
+            summary = {"name": name, **(yield from runner.steps()), **origin}
             directory.finish(summary)
             for logger in runner.loggers:
                 logger.finish(summary)

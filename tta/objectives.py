@@ -36,6 +36,9 @@ class Objective(nn.Module, ABC):
     graph, and compiled as one.
     """
 
+    stacks = False
+    """Whether buffers of several objectives, stacked along a first dimension, serve logits with that dimension."""
+
     def forward(self, logits: Tensor) -> Tensor:
         """Map logits (..., N, C) to losses (..., N), in nats, float32 (float64 for logits of float64)."""
         with torch.autocast(logits.device.type, enabled=False):
@@ -130,6 +133,7 @@ class AdaDEM(Objective):
         ValueError: for a value out of range, or if logits come with another shape than the table's.
     """
 
+    stacks = True
     table: Tensor  # (..., C, C); row k is the mean prediction of samples with pseudo-label k
 
     def __init__(

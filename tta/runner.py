@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tta.checkpoints import Checkpoints, load_method_state, method_state, random_state, set_random_state
 from tta.loggers import Logger
@@ -15,7 +15,6 @@ from tta.methods.base import Method, batch_too_small
 from tta.recorder import Recorder
 from tta.runs import RunDirectory
 from tta.streams import Scenario, Stream
-
 
 T = TypeVar("T")
 Steps = Generator["Turn", Any, T]
@@ -135,6 +134,7 @@ class Turn(NamedTuple):
 
     runner: Runner
     images: Tensor | None = None  # uint8 (N, 3, H, W); None before the first batch
+    backbone: nn.Module | None = None  # that the method was made from; runs of the same one may share their passes
 
     def answer(self) -> Tensor | None:
         """Have the method predict, and adapt, by itself."""

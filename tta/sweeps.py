@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 
 from tta.claims import is_taken
 from tta.paths import atomic_file
 from tta.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from tta.runner import Steps
 
 POLL = 1.0
 """Seconds between two looks at runs that others work on."""
@@ -109,13 +112,15 @@ class Record:
             file.write_text(json.dumps(content) + "\n")
 
 
-def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Callable[[Exception], str]) -> float:
-    """Run a job of a sweep; whatever happens to it is told, and does not stop the others.
+def attempt(
+    record: Record, number: int, run: Callable[[], Steps[Outcome]], message: Callable[[Exception], str]
+) -> Steps[float]:
+    """Run a job of a sweep, in steps; whatever happens to it is told, and does not stop the others.
 
     Args:
         record: of the sweep.
         number: of the job.
-        run: the job.
+        run: begins the job.
         message: what to tell a user of an error; "" if it is none that a user can cause.
 
     Returns:
@@ -123,7 +128,7 @@ def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Ca
     """
     record.write(number, Outcome("begun", f"process {os.getpid()}"))
     try:
-        outcome = run()
+        outcome = yield from run()
     except Exception as error:
         told = message(error)
         if not told:

@@ -1,0 +1,1 @@
+"""Several runs of the same backbone in one forward and backward pass."""
