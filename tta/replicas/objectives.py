@@ -66,7 +66,8 @@ def _together(objectives: Sequence[Objective], logits: Sequence[Tensor]) -> tupl
             one.register_buffer(name, torch.stack([objective.get_buffer(name) for objective in objectives]))
     losses = one(torch.stack(list(logits)))
     for name, buffer in one.named_buffers():
-        for objective, own in zip(objectives, buffer, strict=True):
+        # One that is empty still belongs to none of them.
+        for objective, own in zip(objectives, buffer, strict=True) if buffer.numel() else ():
             if objective.get_buffer(name).numel():
                 objective.get_buffer(name).copy_(own)
             else:

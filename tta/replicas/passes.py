@@ -19,7 +19,7 @@ from tta.methods.parameters import NORM_LAYERS
 from tta.replicas.norms import Joined, Layout
 from tta.replicas.objectives import each_of
 
-FAR = 0.05
+FAR = 0.01
 """Logits that differ by more than this share of their length do not differ by rounding."""
 
 
