@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import tta.runner
 from sweep_files import differences, left, make_files, words
 from tta import sweeps
 from tta.claims import claim
+from tta.recorder import Recorder
 from tta.replicas import lockstep
-from tta.replicas.lockstep import Lockstep
+from tta.replicas.lockstep import TURNS, Lockstep
 from tta.replicas.passes import Replicas
 
 Command = Callable[..., Any]
@@ -296,3 +299,43 @@ def test_a_single_run_takes_no_notice(tta_command: Command, files: Path, passes:
     assert not passes
     assert len(list(tmp_path.rglob("summary.json"))) == 1
     assert sys.modules["tta.runner"] is tta.runner
+
+
+def test_sixteen_runs_on_real_images_predict_as_they_do_alone(
+    tta_command: Command, shared: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CIFAR-10 under two corruptions, a trained network, batches of 50: 16 runs of three methods."""
+    sets = [
+        ("method=tent,adadem", "seed=0,1", "optimizer.lr=0.001,0.005"),
+        ("method=eta", "method.margin=0.8", "method.diversity=0.9", "seed=0,1", "optimizer.lr=0.001,0.005"),
+        ("method=source,bn_adapt", "seed=0,1"),
+    ]
+    common = (
+        *("stream=cifar10_c", f"stream.root={shared / 'data' / 'cifar10-c-200'}", "stream.batch_size=50"),
+        *("stream.corruptions=[fog,contrast]", "model=resnet18_w16_cifar10", "device=cpu"),
+        f"model.checkpoint={shared / 'models' / 'resnet18_w16_cifar10.safetensors'}",
+    )
+    predictions: list[tuple[str, int, Tensor]] = []
+    add = Recorder.add
+
+    def kept(self: Recorder, logits: Tensor, batch: Any, diagnostics: Any) -> None:
+        predictions.append((self.directory.path.name, self.step + len(self.pending), logits.argmax(-1)))
+        add(self, logits, batch, diagnostics)
+
+    monkeypatch.setattr(Recorder, "add", kept)
+    found = {}
+    for way in (TURNS, *PASSES):
+        predictions.clear()
+        for jobs in sets:
+            tta_command("-m", *jobs, *common, "replicas=16", f"replica_pass={way}", f"runs_dir={way}")
+        found[way] = {(run, step): labels for run, step, labels in predictions}
+    assert len({run for run, _ in found[TURNS]}) == 16
+    assert set(passes) == {8, 4, 2}
+    for way in PASSES:
+        assert found[way].keys() == found[TURNS].keys()
+        agreed = torch.cat([found[way][key] == labels for key, labels in found[TURNS].items()])
+        assert agreed.double().mean() >= 0.999
+        for run in {run for run, _ in found[way]}:
+            mine, alone = (json.loads((tmp_path / w / run / "summary.json").read_text()) for w in (way, TURNS))
+            assert abs(mine["online_accuracy"] - alone["online_accuracy"]) < 0.001
+            assert alone["online_accuracy"] > 0.4

@@ -34,10 +34,14 @@ def step_where(condition: Tensor, optimizer: Optimizer) -> None:
         condition: boolean, ().
         optimizer: one whose state begins at zero, as that of SGD (without dampening) and Adam does.
     """
-    before = {key: tensor.clone() for key, tensor in _tensors(optimizer).items()}
+    before: State = {}
+    for tensors in _alike(_tensors(optimizer)):
+        before.update(_apart(_together(tensors.values()), tensors))
     optimizer.step()
-    for key, tensor in _tensors(optimizer).items():
-        tensor.copy_(torch.where(condition, tensor, before.get(key, 0)))
+    for tensors in _alike(_tensors(optimizer)):
+        old = _together(before[key] if key in before else torch.zeros_like(t) for key, t in tensors.items())
+        chosen = _apart(torch.where(condition, _together(tensors.values()), old), tensors)
+        torch._foreach_copy_(list(tensors.values()), list(chosen.values()))
 
 
 @torch.no_grad()
@@ -89,7 +93,29 @@ def average_(average: Iterable[Tensor], new: Iterable[Tensor], share: float) -> 
     torch._foreach_lerp_(list(average), list(new), share)
 
 
-def _tensors(optimizer: Optimizer) -> dict[tuple[nn.Parameter, str], Tensor]:
+State = dict[tuple[nn.Parameter, str], Tensor]
+
+
+def _alike(tensors: State) -> list[State]:
+    """Sort tensors by their type and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], State] = {}
+    for key, tensor in tensors.items():
+        kinds.setdefault((tensor.dtype, tensor.device), {})[key] = tensor
+    return list(kinds.values())
+
+
+def _together(tensors: Iterable[Tensor]) -> Tensor:
+    """Copy the values of tensors into one row: a GPU is then asked once, however many layers there are."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _apart(row: Tensor, like: State) -> State:
+    """Take a row apart into tensors of these shapes."""
+    parts = row.split([tensor.numel() for tensor in like.values()])
+    return {key: part.view_as(tensor) for (key, tensor), part in zip(like.items(), parts, strict=True)}
+
+
+def _tensors(optimizer: Optimizer) -> State:
     """Parameters (named "") and the tensors of their state."""
     return {
         (parameter, name): tensor.detach()
