@@ -4,6 +4,7 @@
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
     python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
     python scripts/benchmark.py stream --rounds 5 --root imagenet/val --out docs/benchmark-stream-cpu.md
+    python scripts/benchmark.py sweep --rounds 1 --out docs/benchmark-sweep-cpu.md
 
 Times are medians over rounds in which every candidate takes its turn, so that other work on the machine meets all of
 them alike. The table says the command, versions and device.
@@ -39,6 +40,7 @@ from tta.paths import atomic_file
 
 FORWARD = "forward"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+SWEEP = ("method=source,bn_adapt,tent,adadem", "seed=0,1,2,3")
 SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
 
 
@@ -68,6 +70,8 @@ def main() -> None:
     command.add_argument("--images", type=int, default=4000, help="in a pass; the folder's come again and again")
     command.add_argument("--batch", type=int, default=64, help="images")
     command.add_argument("--workers", type=int, default=2, help="of the loaders")
+    command = commands.add_parser("sweep", parents=[common], help="the runs of a sweep, each alone and together")
+    command.add_argument("--words", nargs="+", default=SWEEP, help="of the sweep, as after tta -m")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
@@ -78,6 +82,8 @@ def main() -> None:
     elif options.what == "corruptions":
         how = (device, options.rounds, options.batch, options.severity)
         lines = corruptions(options.corruptions, options.scales, *how)
+    elif options.what == "sweep":
+        lines = sweep(options.words, options.device, options.threads, device, options.rounds)
     elif options.what == "stream":
         lines = stream(options.root, options.images, options.batch, options.workers, device, options.rounds)
     else:
@@ -270,6 +276,22 @@ def stream(root: Path | None, count: int, batch: int, workers: int, device: torc
     for seconds in (files, arrays):
         first = next(iter(seconds.values()))
         rows += [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def sweep(words: Sequence[str], name: str, threads: int, device: torch.device, rounds: int) -> list[str]:
+    """Seconds of the runs of a sweep, and how many times as fast they are as commands of their own."""
+    from sweep_speed import ways_to_run
+
+    count, ways = ways_to_run(words, name, threads)
+    next(reversed(ways.values()))()  # what is made once, as the data of the demo
+    seconds = medians(ways, device, rounds, warm_up=0)
+    first = next(iter(seconds.values()))
+    rows = [(f"{count} runs as", "seconds", "ratio"), ("---", "---:", "---:")]
+    rows += [(way, f"{value:.0f}", f"{first / value:.2f}") for way, value in seconds.items()]
+    title = (
+        f"The {count} runs of `tta -m {shlex.join(words)}`, from the start of the first process to the end of the last."
+    )
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

@@ -65,3 +65,17 @@ def test_streams_are_images_per_second_beside_the_official_loops(tmp_path: Path)
         assert abs(float(ratio) - float(speed) / base) < 0.02 + 0.02 * float(ratio)
     assert "--root photos" in out.read_text()
     assert str(tmp_path) not in out.read_text().replace(f"--out {out}", "")
+
+
+def test_sweeps_are_seconds_beside_commands_of_their_own(tmp_path: Path, demo_cache: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["sweep", "--device", "cpu", "--rounds", "1", "--out", str(out)]
+    words += ["--words", "method=source,tent", "seed=0", "stream.limit=50", "stream.corruptions=fog"]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    assert rows[0][0] == "2 runs as"
+    assert len(rows) == 7
+    base = float(rows[2][1])
+    for _, seconds, ratio in rows[2:]:
+        assert abs(float(ratio) - base / float(seconds)) < 0.2 * float(ratio)
+    assert "`tta -m method=source,tent seed=0 stream.limit=50 stream.corruptions=fog`" in out.read_text()

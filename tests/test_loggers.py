@@ -74,6 +74,28 @@ def test_wandb_offline_holds_config_rows_and_summary(tmp_path: Path, monkeypatch
     assert summary["domain/fog-5-visit2/accuracy"] == 0.75
 
 
+def test_runs_that_go_side_by_side_log_each_to_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loggers = {name: Wandb(project="test", mode="offline") for name in ("first", "second")}
+    for name, logger in loggers.items():
+        (tmp_path / name).mkdir()
+        logger.start(name, {}, tmp_path / name, 8)
+    for step in range(3):
+        for logger in loggers.values():
+            logger.batch({**ROW, "step": step})
+    for logger in loggers.values():
+        logger.finish(SUMMARY)
+        logger.close()
+    wandb.teardown()
+    for name in loggers:
+        records = offline_records(tmp_path / name)
+        assert sum(record.WhichOneof("record_type") == "history" for record in records) == 3
+        (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+        assert run.display_name == name
+
+
 def test_wandb_goes_on_with_the_run_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 

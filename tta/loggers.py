@@ -128,7 +128,7 @@ class Wandb:
                 id=identity,
                 # wandb knows no other way to go on offline; `wandb sync` joins files of the same run.
                 resume="allow" if continued and self.mode == "online" else None,
-                reinit="finish_previous",
+                reinit="create_new",
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:

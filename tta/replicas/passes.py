@@ -19,8 +19,8 @@ from tta.methods.parameters import NORM_LAYERS
 from tta.replicas.norms import Joined, Layout
 from tta.replicas.objectives import each_of
 
-FAR = 0.01
-"""Logits that differ by more than this share of their length do not differ by rounding."""
+FAR = {False: 0.01, True: 0.1}
+"""Logits that differ by more than this share of their length do not differ by rounding; without and with autocast."""
 
 
 def packable(method: Method, backbone: nn.Module) -> bool:
@@ -81,7 +81,8 @@ class Replicas:
             images = [first.usable(batch) for batch in images]
             together = self.layout.split(self.network(self.layout.join(images)))[0].float()
             by_itself = first.predict(images[0]).float()
-            return not bool((together - by_itself).norm() > FAR * by_itself.norm())  # not a number: in both
+            far = FAR[torch.is_autocast_enabled(by_itself.device.type)] * by_itself.norm()
+            return not bool((together - by_itself).norm() > far)  # not a number: in both
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Predict: images (N, 3, H, W) in [0, 1] for each method, to logits (N, C) for each."""
