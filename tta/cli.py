@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import json
 import os
 import re
 import sys
@@ -30,8 +29,6 @@ from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome, Record, SweepError, attempt
 
 if TYPE_CHECKING:
-    import torch
-
     from tta.backbones import Backbone
     from tta.loggers import Logger
     from tta.runner import Runner, Steps
@@ -149,8 +146,15 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream = instantiate(config.scenario), shared_stream(config)
-    backbone = shared_backbone(config, stream, device)
+    shared, scenario = _shared(), instantiate(config.scenario)
+    stream = shared.stream(resolved["stream"], lambda: instantiate(config.stream))
+
+    def make() -> Backbone:
+        backbone: Backbone = instantiate(config.model)
+        match_classes(backbone, stream)
+        return backbone.to(device)
+
+    backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
     torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
     method = instantiate(config.method, backbone=backbone)
     name = run_name(resolved, stream.subset)
@@ -192,35 +196,11 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     return _tell(name, summary, path)
 
 
-def shared_stream(config: DictConfig) -> Stream:
-    """Make the stream, or take that of another job of the sweep that reads the same."""
-    key = _key(config.stream)
-    return _shared().get("stream", (key,), lambda: instantiate(config.stream), lambda _: key)
-
-
-def shared_backbone(config: DictConfig, stream: Stream, device: torch.device) -> Backbone:
-    """Make the backbone for the classes of a stream, on a device, or take that of another job of the sweep."""
-
-    def make() -> Backbone:
-        backbone: Backbone = instantiate(config.model)
-        match_classes(backbone, stream)
-        return backbone.to(device)
-
-    part = stream.classes and (*stream.classes.places.tolist(), stream.classes.total)
-    same = (_key(config.model), str(device), stream.num_classes, part)
-    drawn = (*same, config.seed)
-    return _shared().get("backbone", (same, drawn), make, lambda backbone: drawn if backbone.seeded else same)
-
-
 def _shared() -> Shared:
     """Parts that this job shares with others of its sweep in this process; none outside of sweeps."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return Shared()
     return shared_in(os.path.abspath(HydraConfig.get().sweep.dir))
-
-
-def _key(node: DictConfig) -> str:
-    return json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True)
 
 
 def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:

@@ -6,9 +6,16 @@ cannot tell whether it has them to itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from tta.backbones import Backbone
+    from tta.streams import Stream
 
 T = TypeVar("T")
 
@@ -21,6 +28,28 @@ class Shared:
 
     def __init__(self) -> None:
         self._parts: dict[str, dict[Hashable, Any]] = {}
+
+    def stream(self, node: Any, make: Callable[[], Stream]) -> Stream:
+        """Give the stream that a node of the configuration describes."""
+        key = _text(node)
+        return self.get("stream", (key,), make, lambda _: key)
+
+    def backbone(
+        self, node: Any, stream: Stream, device: torch.device, seed: int, make: Callable[[], Backbone]
+    ) -> Backbone:
+        """Give the backbone that a node describes, for the classes of a stream.
+
+        Args:
+            node: plain containers.
+            stream: tells the classes.
+            device: where the backbone is to be.
+            seed: of the run, for weights that hang on it.
+            make: makes it, for these classes and on this device.
+        """
+        part = stream.classes and (*stream.classes.places.tolist(), stream.classes.total)
+        same = (_text(node), str(device), stream.num_classes, part)
+        drawn = (*same, seed)
+        return self.get("backbone", (same, drawn), make, lambda backbone: drawn if backbone.seeded else same)
 
     def get(self, kind: str, keys: tuple[Hashable, ...], make: Callable[[], T], key: Callable[[T], Hashable]) -> T:
         """Give the part that is kept under one of these keys, or make it.
@@ -42,6 +71,10 @@ class Shared:
             found = key(part)
         kept[found] = part
         return part
+
+
+def _text(node: Any) -> str:
+    return json.dumps(node, sort_keys=True)
 
 
 @lru_cache(maxsize=1)
