@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from device_questions import DeviceQuestions
-from tta.metrics import DomainMetrics
+from tta.metrics import DomainMetrics, Predictions
 
 BINS = 15
 
@@ -100,7 +100,7 @@ def mixture(domains: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def test_each_image_of_a_mixture_counts_to_its_own_domain() -> None:
     logits, labels, member = mixture()
-    mixed = DomainMetrics(6, torch.device("cpu"), domains=3)
+    mixed = DomainMetrics(6, torch.device("cpu"))
     for start in range(0, 200, 32):
         part = slice(start, start + 32)
         counts = mixed.update(logits[part], labels[part], member[part])
@@ -115,10 +115,26 @@ def test_each_image_of_a_mixture_counts_to_its_own_domain() -> None:
 
 def test_a_mixture_is_counted_without_waiting_for_the_device() -> None:
     logits, labels, member = mixture()
-    metrics = DomainMetrics(6, torch.device("cpu"), domains=3)
+    metrics = DomainMetrics(6, torch.device("cpu"))
     with DeviceQuestions() as questions:
         metrics.update(logits, labels, member)
     assert questions.asked == []
+
+
+def test_predictions_of_several_batches_at_once_are_those_of_each() -> None:
+    logits = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
+    logits[1, 2, 3] = float("inf")
+    together = Predictions.of(logits)
+    for number, batch in enumerate(logits):
+        for one, other in zip(Predictions.of(batch), together, strict=True):
+            torch.testing.assert_close(other[number], one, equal_nan=True)
+    assert together.finite.tolist() == [True, False, True]
+    labels = torch.arange(20) % 6
+    given, taken = (DomainMetrics(6, torch.device("cpu")) for _ in range(2))
+    given.update(logits[0], labels)
+    taken.update(Predictions(*(values[0] for values in together)), labels)
+    assert taken.compute() == given.compute()
+    assert taken.classes() == given.classes()
 
 
 def test_entropy_of_half_precision_logits_is_that_of_single_precision() -> None:

@@ -1,4 +1,4 @@
-"""Metrics of predictions made at arrival time. Everything accumulates on the device, without waiting for it."""
+"""Metrics of predictions made at arrival time. Everything is kept on the device, without waiting for it."""
 
 from __future__ import annotations
 
@@ -19,67 +19,70 @@ class BatchCounts(NamedTuple):
     finite: Tensor  # bool: no logit is NaN or infinite
 
 
+class Predictions(NamedTuple):
+    """What metrics want to know of logits (..., N, C); leading dimensions are batches of their own."""
+
+    predicted: Tensor  # int64 (..., N)
+    confidence: Tensor  # float32 (..., N): of what is predicted
+    entropy: Tensor  # float32 (..., N), in nats
+    mean_entropy: Tensor  # float32 (...)
+    finite: Tensor  # bool (...): no logit is NaN or infinite
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Predictions:
+        """Take them from logits."""
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        confidence, predicted = p.max(-1)
+        entropy = -(p * log_p).sum(-1)
+        return cls(predicted, confidence, entropy, entropy.mean(-1), logits.isfinite().flatten(-2).all(-1))
+
+
 class DomainMetrics:
     """Metrics over one visit of a domain, or of several that are mixed together, of each apart.
+
+    What each image came to is kept as it is, and counted when somebody asks.
 
     Args:
         num_classes: C.
         device: of the logits and labels to come.
-        domains: how many are mixed.
     """
 
-    def __init__(self, num_classes: int, device: torch.device, domains: int = 1) -> None:
+    def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
-        self.labels = torch.zeros(domains * num_classes, dtype=torch.int64, device=device)
-        self.predicted = torch.zeros_like(self.labels)
-        self.hits = torch.zeros_like(self.labels)
-        self.entropy = torch.zeros(domains, dtype=torch.float64, device=device)
-        self._confidence: list[Tensor] = []
-        self._correct: list[Tensor] = []
-        self._member: list[Tensor] = []
+        self.device = device
+        self._kept: dict[str, list[Tensor]] = {}
 
-    def update(self, logits: Tensor, labels: Tensor, member: Tensor | None = None) -> BatchCounts:
-        """Take in logits (N, C) and labels (N,); ``member`` (N,) is the number of each image's domain, by default 0."""
-        log_p = logits.float().log_softmax(-1)
-        p = log_p.exp()
-        confidence, predicted = p.max(-1)
-        correct = predicted == labels
-        entropy = -(p * log_p).sum(-1)
-        mean_entropy = entropy.mean()
-        if member is None:
-            first: Tensor | int = 0
-            self.entropy += len(labels) * mean_entropy.double()
-        else:
-            first = member * self.num_classes
-            self.entropy.index_add_(0, member, entropy.double())
-            self._member.append(member)
-        ones = torch.ones_like(labels)
-        self.labels.scatter_add_(0, first + labels, ones)
-        self.predicted.scatter_add_(0, first + predicted, ones)
-        self.hits.scatter_add_(0, first + labels, correct.long())
-        self._confidence.append(confidence)
-        self._correct.append(correct)
-        return BatchCounts(correct.sum(), mean_entropy, logits.isfinite().all())
+    def update(self, logits: Tensor | Predictions, labels: Tensor, member: Tensor | None = None) -> BatchCounts:
+        """Take in a batch.
+
+        Args:
+            logits: (N, C), or what was taken from them.
+            labels: (N,).
+            member: (N,), the number of each image's domain; by default 0.
+        """
+        of = logits if isinstance(logits, Predictions) else Predictions.of(logits)
+        correct = of.predicted == labels
+        images = {"labels": labels, "predicted": of.predicted, "correct": correct, "member": member}
+        images |= {"confidence": of.confidence, "entropy": of.entropy}
+        for name, values in images.items():
+            if values is not None:
+                self._kept.setdefault(name, []).append(values)
+        return BatchCounts(correct.sum(), of.mean_entropy, of.finite)
 
     def state(self) -> dict[str, Tensor]:
         """What ``load_state`` continues from."""
-        lists = {name: torch.cat(values) for name, values in self._lists().items() if values}
-        return {"labels": self.labels, "predicted": self.predicted, "hits": self.hits, "entropy": self.entropy, **lists}
+        for values in self._kept.values():
+            values[:] = [torch.cat(values)]
+        return {name: values[0] for name, values in self._kept.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what ``state`` gave of metrics of as many classes and domains."""
-        for name, counted in vars(self).items():
-            if isinstance(counted, Tensor):
-                counted.copy_(state[name])
-        for name, values in self._lists().items():
-            values[:] = [state[name].to(self.labels.device)] if name in state else []
-
-    def _lists(self) -> dict[str, list[Tensor]]:
-        return {"confidence": self._confidence, "correct": self._correct, "member": self._member}
+        """Continue from what ``state`` gave of metrics of as many classes."""
+        self._kept = {name: [values.to(self.device)] for name, values in state.items()}
 
     def images(self, number: int = 0) -> int:
         """How many images of a domain were taken in."""
-        return int(self._of(self.labels, number).sum())
+        return len(self._of(number).get("labels", ()))
 
     def compute(self, number: int = 0) -> dict[str, float]:
         """Of a domain: images ``n``, ``accuracy`` and ``calibration_error``, in [0, 1], and mean ``entropy``, in nats.
@@ -88,31 +91,34 @@ class DomainMetrics:
         """
         from torchmetrics.functional.classification import binary_calibration_error
 
-        total = self.images(number)
-        confidence, correct = torch.cat(self._confidence), torch.cat(self._correct)
-        if self._member:
-            mine = torch.cat(self._member) == number
-            confidence, correct = confidence[mine], correct[mine]
+        images = self._of(number)
         # torchmetrics compares a probability with the outcome it stands for: here "the top label is right".
         # It gives 1.0 a bin of its own; a hair less belongs to the last of the 15.
         error = binary_calibration_error(
-            confidence.clamp(0, 1 - torch.finfo(torch.float32).eps),
-            correct.long(),
+            images["confidence"].clamp(0, 1 - torch.finfo(torch.float32).eps),
+            images["correct"].long(),
             n_bins=CALIBRATION_BINS,
             norm="l1",
             validate_args=False,
         )
         return {
-            "n": total,
-            "accuracy": int(self._of(self.hits, number).sum()) / total,
+            "n": len(images["labels"]),
+            "accuracy": int(images["correct"].sum()) / len(images["labels"]),
             "calibration_error": float(error),
-            "entropy": float(self.entropy[number]) / total,
+            "entropy": float(images["entropy"].double().mean()),
         }
 
     def classes(self, number: int = 0) -> list[tuple[int, int, int]]:
         """Of each class in a domain: images labelled with it, predicted as it, and of it predicted rightly."""
-        counts = (self._of(table, number).tolist() for table in (self.labels, self.predicted, self.hits))
-        return list(zip(*counts, strict=True))
+        images = self._of(number)
+        right = images["labels"][images["correct"]]
+        counted = (images["labels"], images["predicted"], right)
+        return list(zip(*(torch.bincount(of, minlength=self.num_classes).tolist() for of in counted), strict=True))
 
-    def _of(self, table: Tensor, number: int) -> Tensor:
-        return table[number * self.num_classes : (number + 1) * self.num_classes]
+    def _of(self, number: int) -> dict[str, Tensor]:
+        """What the images of a domain came to."""
+        images = self.state()
+        if "member" not in images:
+            return images if number == 0 else {}
+        mine = images["member"] == number
+        return {name: values[mine] for name, values in images.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tta.loggers import Logger
-from tta.metrics import DomainMetrics
+from tta.metrics import DomainMetrics, Predictions
 from tta.runs import RunDirectory
 from tta.streams import Batch, Visit
 from tta.streams.base import place_of
@@ -72,7 +72,7 @@ class Recorder:
         """Begin a domain, or several that are mixed together; the one before has ended."""
         self.visits = visits
         self.place = place_of(visits)
-        self.metrics = DomainMetrics(self.num_classes, self.device, len(visits))
+        self.metrics = DomainMetrics(self.num_classes, self.device)
         self.domain_count = _Count()
         self.domain_skipped = [0] * len(visits)
         self.domain_began = time.perf_counter()
@@ -83,8 +83,8 @@ class Recorder:
             self.skipped.append(image)
             self.domain_skipped[place] += 1
 
-    def add(self, logits: Tensor, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
-        """Take in the predictions of a batch."""
+    def add(self, logits: Tensor | Predictions, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
+        """Take in the predictions of a batch; see ``DomainMetrics.update``."""
         assert self.metrics is not None
         labels = batch.labels.to(self.device, non_blocking=True)
         member = batch.member.to(self.device, non_blocking=True) if len(self.visits) > 1 else None

@@ -130,7 +130,10 @@ class Runner:
 
 
 class Turn(NamedTuple):
-    """What a run waits for: the logits (N, C) of its next batch, from its method; or, at first, leave to begin."""
+    """What a run waits for: the logits (N, C) of its next batch, from its method; or, at first, leave to begin.
+
+    ``Predictions`` do in the place of logits.
+    """
 
     runner: Runner
     images: Tensor | None = None  # uint8 (N, 3, H, W); None before the first batch

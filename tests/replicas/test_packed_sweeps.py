@@ -22,6 +22,7 @@ import tta.runner
 from sweep_files import differences, left, make_files, words
 from tta import sweeps
 from tta.claims import claim
+from tta.metrics import Predictions
 from tta.recorder import Recorder
 from tta.replicas import lockstep
 from tta.replicas.lockstep import TURNS, Lockstep
@@ -318,8 +319,9 @@ def test_sixteen_runs_on_real_images_predict_as_they_do_alone(
     predictions: list[tuple[str, int, Tensor]] = []
     add = Recorder.add
 
-    def kept(self: Recorder, logits: Tensor, batch: Any, diagnostics: Any) -> None:
-        predictions.append((self.directory.path.name, self.step + len(self.pending), logits.argmax(-1)))
+    def kept(self: Recorder, logits: Any, batch: Any, diagnostics: Any) -> None:
+        labels = logits.predicted if isinstance(logits, Predictions) else logits.argmax(-1)
+        predictions.append((self.directory.path.name, self.step + len(self.pending), labels))
         add(self, logits, batch, diagnostics)
 
     monkeypatch.setattr(Recorder, "add", kept)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from tta.loggers import Progress
 from tta.methods.onepass import OnePass
+from tta.metrics import Predictions
 from tta.replicas.norms import Blocks, Interleaved, Layout
 from tta.replicas.passes import Replicas, likeness, packable, share_frozen
 from tta.runner import Steps, Turn, alone, in_unit_range
 
-Answer = Tensor | BaseException | None
+Answer = Tensor | Predictions | BaseException | None
 
 LAYOUTS: dict[str, type[Layout]] = {"blocks": Blocks, "interleaved": Interleaved}
 TURNS = "turns"
@@ -171,8 +172,9 @@ class Lockstep:
                 self._give_way(error)
                 return
             wrong = replicas.learn(logits)
-        for member, of_one, failure in zip(group, logits, wrong, strict=True):
-            member.go_on(failure or of_one.detach())
+        taken = Predictions.of(torch.stack([of_one.detach() for of_one in logits]))
+        for member, failure, *of_one in zip(group, wrong, *taken, strict=True):
+            member.go_on(failure or Predictions(*of_one))
 
     def _replicas(self, group: Sequence[Member], way: str) -> Replicas:
         """Make the joint network of these runs, or take that of their last turn."""
