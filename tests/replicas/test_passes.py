@@ -12,13 +12,15 @@ import timm
 import torch
 from timm.layers import GroupNorm, GroupNormAct
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones_for_tests import small_net, varied_images
+from device_questions import DeviceQuestions
 from tta.checkpoints import method_state
 from tta.methods import EATA, ETA, ROID, BNAdapt, BNAlpha, CoTTA, RDumb, Source, Tent
-from tta.methods.base import Method
+from tta.methods.base import Method, use_batch_statistics
 from tta.methods.onepass import Loss, OnePass
-from tta.methods.parameters import ALL_PARAMETERS, ParameterChoice
+from tta.methods.parameters import ALL_PARAMETERS, ParameterChoice, norm_parameters
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM
 from tta.replicas.norms import Blocks, Interleaved, Joined, Layout, Separate, Wide, WideLayerNorm
 from tta.replicas.passes import Replicas, likeness, packable, share_frozen
@@ -285,3 +287,75 @@ def test_layers_that_work_on_other_rows_than_images_are_refused(layout: type[Lay
     packed = [Tent(net, EM(), functools.partial(SGD, lr=0.1)) for _ in range(2)]
     with pytest.raises(ValueError, match="a normalisation layer is given 72 rows for 24 images"):
         Replicas(packed, layout).forward(images(0, 2))
+
+
+class Counted(TorchDispatchMode):
+    """Within the block, counts operations that a device has to be asked for: not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.number += isinstance(out, Tensor) and not func.is_view
+        return out
+
+
+def test_a_pass_asks_the_device_for_a_fraction_and_never_waits() -> None:
+    torch.manual_seed(0)
+    backbone = timm.create_model("resnet18", num_classes=5, **SMALL).eval()
+    sgd = functools.partial(SGD, lr=0.01, foreach=True)
+    alone, packed = ([Tent(backbone, AdaDEM(), sgd) for _ in range(16)] for _ in range(2))
+    replicas = Replicas(packed, Interleaved)
+    batches = images(0, 16)
+    for method, batch in zip(alone, batches, strict=True):
+        method(batch)
+    together(replicas, batches)  # what is made once is made
+    with Counted() as by_themselves:
+        for method, batch in zip(alone, batches, strict=True):
+            method(batch)
+    with Counted() as in_one_pass, DeviceQuestions() as questions:
+        together(replicas, batches)
+    assert questions.asked == []
+    assert by_themselves.number > 4 * in_one_pass.number
+
+
+class Sure(OnePass):
+    """A method of a user's own."""
+
+    def __init__(self, backbone: nn.Module, optimizer: Any, threshold: float) -> None:
+        super().__init__(backbone)
+        use_batch_statistics(self)
+        self.objective, self.threshold = EM(), threshold
+        self.optimizer = self.adapt(norm_parameters(self.backbone), optimizer)
+
+    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
+        sure = losses < self.threshold
+        return Loss((sure * losses).mean(), sure.sum())
+
+
+def test_methods_of_a_users_own_share_passes() -> None:
+    backbone, sgd = small_net("batch"), functools.partial(SGD, lr=0.01)
+    alone, packed = ([Sure(backbone, sgd, threshold) for threshold in (0.3, 0.8, 2.0)] for _ in range(2))
+    replicas = Replicas(packed, Interleaved)
+    for step in range(4):
+        batches = images(step, 3)
+        for method, batch in zip(alone, batches, strict=True):
+            method(batch)
+        together(replicas, batches)
+        used = [[int(method.diagnostics["used"]) for method in methods_] for methods_ in (alone, packed)]
+        assert used[0] == used[1]
+    assert used[0][0] < used[0][1] < used[0][2]
+    same_weights(alone, packed)
+
+
+def test_a_method_that_learns_without_a_loss_says_so() -> None:
+    class NoLoss(OnePass):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__(backbone)
+            self.objective = EM()
+            self.optimizer = self.adapt(norm_parameters(self.backbone), functools.partial(SGD, lr=0.01))
+
+    with pytest.raises(NotImplementedError, match="NoLoss has an optimizer, and needs a loss for it"):
+        NoLoss(small_net("batch"))(images(0, 1)[0])

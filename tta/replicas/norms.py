@@ -79,7 +79,7 @@ class Interleaved(Layout):
 
     def arrange(self, values: Sequence[Tensor]) -> Tensor:
         """See ``Layout``."""
-        return torch.stack(list(values), 1).flatten(0, 1)
+        return torch.stack(list(values), 1).flatten(0, 1).contiguous()  # channels last would be copied by each layer
 
     def split(self, values: Tensor) -> list[Tensor]:
         """See ``Layout``."""
