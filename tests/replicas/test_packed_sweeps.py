@@ -212,7 +212,7 @@ def test_the_fastest_way_is_found_while_the_runs_go_on(
             patch.setattr(Lockstep, slow, slowly)
             sweep(*jobs, "replicas=2", f"runs_dir={slow}")
         same(tmp_path / slow, tmp_path / "alone")
-        # Three rounds are tried; what was found for the first two runs is taken for the others at once.
+        # Three rounds are tried; what was found for the first two runs is at once taken for the others.
         assert len(passes) == (3 if slow == "_together" else 30 - 3 + 30)
 
 
@@ -272,6 +272,19 @@ def test_wrong_values_are_told(
     with pytest.raises(SystemExit):
         sweep("method=source", "seed=0,1", *words_)
     assert capsys.readouterr().err.count(f"tta: error: {error}") == 2
+
+
+def test_turns_are_runs_as_they_are_alone(sweep: Command, tmp_path: Path, passes: list[int]) -> None:
+    jobs = ("method=tent", "seed=0,1,2", "optimizer.lr=0.001")
+    sweep(*jobs)
+    alone = left(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "alone")
+    sweep(*jobs, "replicas=3", "replica_pass=turns")
+    assert not passes
+    tables = [name for name in alone if name.endswith(".csv")]
+    assert len(tables) == 9
+    turns = left(tmp_path / "runs")
+    assert all(turns[name] == alone[name] for name in tables)  # bit by bit
 
 
 def test_automatic_is_as_many_as_suit_the_device(sweep: Command, passes: list[int]) -> None:

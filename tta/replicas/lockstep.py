@@ -131,8 +131,8 @@ class Lockstep:
         if trial is None:
             self._answer_all(waiting, self.way)
             return
-        way = trial.next()
-        trial.time(lambda: self._answer_all(waiting, way))
+        way, images = trial.next(), sum(len(_images(member)) for member in waiting)
+        trial.time(lambda: self._answer_all(waiting, way), images)
         if (fastest := trial.fastest()) is not None and self.way == FASTEST:
             self.way, self._trial = fastest, None
 
@@ -217,14 +217,14 @@ class _Trial:
         """The way that was tried the least."""
         return min(self._seconds, key=lambda way: len(self._seconds[way]))
 
-    def time(self, answer: Callable[[], None]) -> None:
-        """Try it."""
+    def time(self, answer: Callable[[], None], images: int) -> None:
+        """Try it, on so many images."""
         way = self.next()
         self._wait()
         began = time.perf_counter()
         answer()
         self._wait()
-        self._seconds[way].append(time.perf_counter() - began)
+        self._seconds[way].append((time.perf_counter() - began) / images)
 
     def fastest(self) -> str | None:
         """The fastest, if all were tried often enough."""

@@ -32,7 +32,7 @@ class Pool:
         Returns:
             What the job returns; not a number if it waits.
         """
-        from tta.replicas.lockstep import Member, kind
+        from tta.replicas.lockstep import TURNS, Member, kind
         from tta.runner import alone
 
         if replicas in (None, 1):
@@ -42,10 +42,10 @@ class Pool:
         except StopIteration as end:  # it was finished before, or cannot begin
             return end.value
         of = kind(turn)
-        if of is None:
-            return alone(steps, turn)
         most = AUTO[turn.runner.device.type] if replicas == "auto" else int(replicas or 1)
         member, key = Member(steps, turn), (of, most, way)
+        if of is None or self._ways.get(key, way) == TURNS:
+            return alone(steps, turn)
         if any(member.path == other.path for others in self._waiting.values() for other in others):
             self._same.append(member)
             return nan
