@@ -353,4 +353,5 @@ def test_sixteen_runs_on_real_images_predict_as_they_do_alone(
         for run in {run for run, _ in found[way]}:
             mine, alone = (json.loads((tmp_path / w / run / "summary.json").read_text()) for w in (way, TURNS))
             assert abs(mine["online_accuracy"] - alone["online_accuracy"]) < 0.001
-            assert alone["online_accuracy"] > 0.4
+            # The trained network is there, and adapts; frozen it gets 38 % under these two.
+            assert alone["online_accuracy"] > (0.35 if "_source_" in run else 0.75)
