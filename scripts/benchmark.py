@@ -5,6 +5,7 @@
     python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
     python scripts/benchmark.py stream --rounds 5 --root imagenet/val --out docs/benchmark-stream-cpu.md
     python scripts/benchmark.py sweep --rounds 1 --out docs/benchmark-sweep-cpu.md
+    python scripts/benchmark.py compare --rounds 5 --out docs/benchmark-compare-cpu.md
 
 Times are medians over rounds in which every candidate takes its turn, so that other work on the machine meets all of
 them alike. The table says the command, versions and device.
@@ -13,32 +14,25 @@ them alike. The table says the command, versions and device.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import re
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import hydra
 import torch
+from method_speed import FORWARD, Workload, peak
 from torch import Tensor
 
-from tta.backbones import timm_backbone
 from tta.cli import CONFIGS
-from tta.corruptions import CORRUPTIONS, SCALES, corrupt
+from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES, corrupt
 from tta.devices import choose_device, describe_device, keep_memory
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
-FORWARD = "forward"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SWEEP = ("method=source,bn_adapt,tent,adadem", "seed=0,1,2,3")
 SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
@@ -72,6 +66,8 @@ def main() -> None:
     command.add_argument("--workers", type=int, default=2, help="of the loaders")
     command = commands.add_parser("sweep", parents=[common], help="the runs of a sweep, each alone and together")
     command.add_argument("--words", nargs="+", default=SWEEP, help="of the sweep, as after tta -m")
+    command = commands.add_parser("compare", parents=[common], help="seconds of tta-compare on many finished runs")
+    command.add_argument("--runs", type=int, default=1000, help="that are made in a temporary folder, 0.5 MB each")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
@@ -86,6 +82,8 @@ def main() -> None:
         lines = sweep(options.words, options.device, options.threads, device, options.rounds)
     elif options.what == "stream":
         lines = stream(options.root, options.images, options.batch, options.workers, device, options.rounds)
+    elif options.what == "compare":
+        lines = compare(options.runs, device, options.rounds)
     else:
         work = Workload(options.model, options.batch, options.size, device, options.threads)
         lines = methods(work, options.rounds, options.methods)
@@ -145,36 +143,11 @@ class LoopAdaDEM(AdaDEM):
         return self.table[labels]
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A batch of random images for a timm model with random weights."""
-
-    model: str
-    batch: int
-    size: int
-    device: torch.device
-    threads: int
-
-    def step(self, method: str) -> Callable[[], None]:
-        """Make a function that gives the batch to a method, or to the frozen backbone alone (``forward``)."""
-        torch.set_num_threads(self.threads)
-        warnings.filterwarnings("ignore", message=".*random weights")
-        torch.manual_seed(0)
-        backbone = timm_backbone(self.model, pretrained=False).to(self.device).eval()
-        images = torch.rand(self.batch, 3, self.size, self.size, device=self.device)
-        if method == FORWARD:
-            return torch.no_grad()(lambda: backbone(images))
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra.compose("config", [f"method={method}"])
-        adapted = hydra.utils.instantiate(config.method, backbone=backbone, _convert_="all")
-        return lambda: adapted(images)
-
-
 def methods(work: Workload, rounds: int, names: Sequence[str]) -> list[str]:
     """Time and memory of a batch of each method, as multiples of those of one forward pass of the frozen backbone."""
     candidates = {name: work.step(name) for name in (FORWARD, *names)}
     seconds = medians(candidates, work.device, rounds)
-    peaks = {name: _peak(work, name) for name in candidates}
+    peaks = {name: peak(work, name) for name in candidates}
     forward = f"{1e3 * seconds[FORWARD]:.1f} ms", f"{peaks[FORWARD] / 2**20:.0f} MiB"
     rows = [("", "time", "peak memory"), ("---", "---:", "---:"), ("forward pass", *forward)]
     rows += [(n, f"{seconds[n] / seconds[FORWARD]:.2f}", f"{peaks[n] / peaks[FORWARD]:.2f}") for n in names]
@@ -183,31 +156,6 @@ def methods(work: Workload, rounds: int, names: Sequence[str]) -> list[str]:
         "the model and the method at rest, as multiples of one forward pass."
     )
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _peak(work: Workload, method: str) -> int:
-    """Bytes that three batches need at most, beyond what is there before the first; in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_here, work, method).result()
-
-
-def _peak_here(work: Workload, method: str) -> int:
-    step, on_gpu = work.step(method), work.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(work.device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the process begins anew (Linux)
-    before = torch.cuda.memory_allocated(work.device) if on_gpu else _resident("VmRSS")
-    for _ in range(3):
-        step()
-    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else _resident("VmHWM")) - before
-
-
-def _resident(key: str) -> int:
-    """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM)."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 def corruptions(
@@ -295,8 +243,26 @@ def sweep(words: Sequence[str], name: str, threads: int, device: torch.device, r
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
+def compare(number: int, device: torch.device, rounds: int) -> list[str]:
+    """Seconds of tta-compare on finished runs, beside those of a program that only reads them."""
+    from compare_speed import BATCH, CLASSES, IMAGES, ways_to_read, write_runs
+
+    with tempfile.TemporaryDirectory() as runs:
+        write_runs(Path(runs), number)
+        seconds = medians(ways_to_read(Path(runs)), device, rounds, warm_up=1)
+    first = next(iter(seconds.values()))
+    rows = [("", "seconds", "runs/s", "ratio"), ("---", "---:", "---:", "---:")]
+    rows += [(name, f"{s:.2f}", f"{number / s:.0f}", f"{s / first:.2f}") for name, s in seconds.items()]
+    title = (
+        f"{number} finished runs of ImageNet-C ({len(BENCHMARK)} corruptions of {IMAGES} images in batches of {BATCH}, "
+        f"{CLASSES} classes) compared from the shell, start of the process included; seconds as multiples of those "
+        "that reading summary.json and batches.csv of each run takes."
+    )
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def medians(
-    candidates: Mapping[str, Callable[[], None]],
+    candidates: Mapping[str, Callable[[], object]],
     device: torch.device,
     rounds: int,
     warm_up: int = 3,

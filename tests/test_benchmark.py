@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+import sweep_files
+from tta.compare import find_runs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 
@@ -79,3 +84,42 @@ def test_sweeps_are_seconds_beside_commands_of_their_own(tmp_path: Path, demo_ca
     for _, seconds, ratio in rows[2:]:
         assert abs(float(ratio) - base / float(seconds)) < 0.2 * float(ratio)
     assert "`tta -m method=source,tent seed=0 stream.limit=50 stream.corruptions=fog`" in out.read_text()
+
+
+def test_comparisons_are_seconds_beside_a_program_that_only_reads(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["compare", "--device", "cpu", "--rounds", "1", "--runs", "3", "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    text = out.read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    plain = "json and pandas.read_csv, run after run"
+    assert [row[0] for row in rows[2:]] == [plain, "tta-compare", "tta-compare --figures --html"]
+    first = float(rows[2][1])
+    for _, cell, speed, ratio in rows[2:]:  # each is rounded: seconds and ratios to hundredths, speeds to ones
+        seconds = float(cell)
+        assert 3 / (seconds + 0.005) - 0.5 <= float(speed) <= 3 / (seconds - 0.005) + 0.5
+        least, most = (seconds - 0.005) / (first + 0.005), (seconds + 0.005) / (first - 0.005)
+        assert least - 0.005 <= float(ratio) <= most + 0.005
+    assert text.startswith("3 finished runs")
+    assert "benchmark.py compare --device cpu" in text
+
+
+def test_runs_that_are_made_are_like_those_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    made = importlib.import_module("compare_speed")
+    made.write_runs(tmp_path / "made", 3)
+    sweep_files.make_files(tmp_path, n=10)
+    real = ["seed=0", f"runs_dir={tmp_path / 'real'}", "method=tent", *sweep_files.words(tmp_path)]
+    subprocess.run([sys.executable, "-m", "tta", *real], check=True)
+    ours, theirs = find_runs([tmp_path / "made"]), find_runs([tmp_path / "real"])
+    assert [run.label for run in ours] == ["bn_adapt", "source", "tent + adadem (lr 1e-05)"]
+    assert len({run.benchmark for run in ours}) == 1
+    (run,), like = theirs, ours[-1]
+    assert list(like.summary) == list(run.summary)
+    assert list(like.summary["domains"][0]) == list(run.summary["domains"][0])
+    assert set(like.summary["config"]["method"]) == set(run.summary["config"]["method"])
+    assert {file.name for file in like.path.iterdir()} == {file.name for file in run.path.iterdir()}
+    for table in ("batches.csv", "classes.csv", "domains.csv"):
+        filled = [[key for key, value in sweep_files.rows(of.path / table)[0].items() if value] for of in (like, run)]
+        assert filled[0] == filled[1]
+    assert len(sweep_files.rows(like.path / "batches.csv")) == 15 * 79
