@@ -28,7 +28,9 @@ def fold(position: Tensor, size: int, border: Border) -> Tensor:
 def pad(x: Tensor, radius: int, dim: int, border: Border) -> Tensor:
     """Lengthen one dimension by ``radius`` on both sides."""
     size = x.shape[dim]
-    return x.index_select(dim, fold(torch.arange(-radius, size + radius, device=x.device), size, border))
+    # Only the borders are read place by place: that is slow along rows.
+    outside = fold(torch.arange(-radius, size + radius, device=x.device), size, border)
+    return torch.cat((x.index_select(dim, outside[:radius]), x, x.index_select(dim, outside[radius + size :])), dim)
 
 
 def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4) -> Tensor:
@@ -45,8 +47,9 @@ def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: f
             continue
         padded = pad(x, radius, dim, border)
         x = x * (weights[0] / total)
+        pair = torch.empty_like(x)
         for i in range(radius, 0, -1):
-            pair = padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)
+            torch.add(padded.narrow(dim, radius - i, size), padded.narrow(dim, radius + i, size), out=pair)
             x.add_(pair, alpha=weights[i] / total)
     return x
 
@@ -93,9 +96,10 @@ def clipped_zoom(x: Tensor, factor: float) -> Tensor:
     low = at.long().clamp(max=crop - 2)
     weight = (at - low).to(x.dtype)
     low = low + (size - crop) // 2
-    for dim, w in ((-2, weight[:, None]), (-1, weight)):
-        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, low + 1), w)
-    return x
+    x = torch.lerp(x.index_select(-2, low), x.index_select(-2, low + 1), weight[:, None])
+    # Along rows a gather is faster.
+    low = low.expand(x.shape)
+    return torch.lerp(x.gather(-1, low), x.gather(-1, low + 1), weight)
 
 
 def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
@@ -110,14 +114,19 @@ def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     n, channels, size, _ = x.shape
     weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)]
     cosine, sine = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
-    grid = torch.arange(size, device=x.device)
-    flat, out = x.reshape(n, channels, -1), torch.zeros_like(x).reshape(n, channels, -1)
+    reach = 2 * radius
+    padded = pad(x, reach, -1, "nearest")
+    width = padded.shape[-1]
+    # Whatever place a row is read from, it is one piece of memory.
+    pieces = padded.as_strided((padded.numel() - size + 1, size), (1, 1))
+    top = torch.arange(n * channels, device=x.device).view(n, channels, 1) * size
+    line, out = torch.arange(size, device=x.device), torch.zeros_like(x)
     for i, weight in enumerate(weights):
-        columns = (grid + torch.ceil(i * cosine - 0.5).long()[:, None]).clamp_(0, size - 1)
-        rows = (grid + torch.ceil(i * sine - 0.5).long()[:, None]).clamp_(0, size - 1)
-        place = (rows[:, :, None] * size + columns[:, None, :]).reshape(n, 1, -1)
-        out.add_(flat.gather(2, place.expand(-1, channels, -1)), alpha=weight / sum(weights))
-    return out.view_as(x)
+        columns = reach + torch.ceil(i * cosine - 0.5).long()
+        rows = (line + torch.ceil(i * sine - 0.5).long()[:, None]).clamp_(0, size - 1)
+        place = (top + rows[:, None]) * width + columns[:, None, None]
+        out.add_(pieces.index_select(0, place.flatten()).view_as(x), alpha=weight / sum(weights))
+    return out
 
 
 def bilinear(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor:
