@@ -87,10 +87,10 @@ def corrupt(
     chunk = max(1, pixels // images.shape[-1] ** 2)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        x = images[part].to(torch.float64, memory_format=torch.contiguous_format) / 255
+        x = images[part].to(torch.float64, memory_format=torch.contiguous_format).div_(255)
         x = _FUNCTIONS[name](x, constants, Draw(key, index[part]))
         # The generator rounds down, so grey levels fall by half a level on average; so do they here.
-        out[part] = (x.clamp(0, 1) * 255).to(torch.uint8)
+        out[part] = x.clamp_(0, 1).mul_(255)
     return out
 
 

@@ -12,6 +12,7 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,11 +113,9 @@ class Draw:
 
     def _lines(self, *words: Word) -> Tensor:
         """Return words (N, B) one beside the other, float64 (N, 4B)."""
-        blocks = words[0].shape[1]
-        out = torch.empty(self.count, blocks * len(words), dtype=torch.float64, device=self.device)
-        for place, word in enumerate(words):
-            out[:, place * blocks : (place + 1) * blocks] = torch.as_tensor(word)
-        return out
+        if self.device.type == "cpu":
+            return torch.from_numpy(np.concatenate(words, axis=1, dtype=np.float64))
+        return torch.cat(words, dim=1).double()
 
     @staticmethod
     def _shaped(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:

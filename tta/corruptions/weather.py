@@ -105,7 +105,7 @@ def fog(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     size = x.shape[-1]
     peak = x.amax(dim=(1, 2, 3), keepdim=True)
     mist = plasma(1 << (size - 1).bit_length(), decay, draw)[:, None, :size, :size]
-    return (x + amount * mist) * peak / (peak + amount)
+    return (x + amount * mist).mul_(peak).div_(peak + amount)
 
 
 def plasma(size: int, decay: float, draw: Draw) -> Tensor:
@@ -120,6 +120,8 @@ def plasma(size: int, decay: float, draw: Draw) -> Tensor:
         float64 (N, size, size), from 0 to 1 in each map.
     """
     heights = torch.zeros(draw.count, size, size, dtype=torch.float64, device=draw.device)
+    levels = size.bit_length() - 1
+    draw.prepare(*(4**level for level in range(levels) for _ in range(3)))
     step, wibble = size, 100.0
     while step >= 2:
         half = step // 2
@@ -131,9 +133,9 @@ def plasma(size: int, decay: float, draw: Draw) -> Tensor:
         heights[:, half::step, ::step] = _rough_mean(centre + centre.roll(1, 2) + below, wibble, draw)
         step, wibble = half, wibble / decay
     heights -= heights.amin(dim=(1, 2), keepdim=True)
-    return heights / heights.amax(dim=(1, 2), keepdim=True)
+    return heights.div_(heights.amax(dim=(1, 2), keepdim=True))
 
 
 def _rough_mean(total: Tensor, wibble: float, draw: Draw) -> Tensor:
     """Average four neighbours, given their sum, and add noise; its amplitude is indeed the square of the wibble."""
-    return total / 4 + wibble * wibble * (2 * draw.uniform(*total.shape[1:]) - 1)
+    return (2 * draw.uniform(*total.shape[1:])).sub_(1).mul_(wibble * wibble).add_(total.div_(4))
