@@ -7,6 +7,7 @@ convolution or matrix product: those may add in an order that depends on the bat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -69,7 +70,7 @@ def _gaussian_folded(x: Tensor, weights: list[float], total: float, dim: int, bo
     return out
 
 
-def correlate(x: Tensor, kernel: list[list[float]], border: Border = "mirror") -> Tensor:
+def correlate(x: Tensor, kernel: Sequence[Sequence[float]], border: Border = "mirror") -> Tensor:
     """Correlate (..., S, S) with a square kernel of odd size, at OpenCV's default border."""
     radius, size = len(kernel) // 2, x.shape[-1]
     padded = pad(pad(x, radius, -2, border), radius, -1, border)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ def spatter(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
         mask = torch.where(mask < 0.8, 0.0, mask)[:, None]
         return x * (1 - mask) + _colour(MUD, x) * mask
     # Beyond 255 the conversion to uint8 wraps around.
-    levels = (liquid * 255).floor() % 256
+    levels = (liquid * 255).floor_()
+    levels -= (levels / 256).floor_() * 256
     sheen = water_sheen(levels)[:, None]
     return x + strength * sheen * _colour(WATER, x)
 
@@ -39,7 +42,7 @@ def water_sheen(levels: Tensor) -> Tensor:
 
     The brightest pixel of an image is 1. Without any drop the published code divides 0 by 0; here that gives 0.
     """
-    distance = chamfer_distance(canny(levels, 50, 150)).clamp(max=20)
+    distance = chamfer_distance(canny(levels, 50, 150), limit=20).clamp(max=20)
     relief = equalize(filters.box(distance).float().floor().long())
     relief = filters.correlate(relief.double(), LIGHT).clamp(0, 255)
     light = levels * filters.box(relief).round()
@@ -58,17 +61,28 @@ def canny(levels: Tensor, low: int, high: int) -> Tensor:
     Returns:
         bool (N, S, S).
     """
-    gx = filters.correlate(levels, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "nearest")
-    gy = filters.correlate(levels, [[-1, -2, -1], [0, 0, 0], [1, 2, 1]], "nearest")
+    whole = levels.int()
+    gx = filters.correlate(whole, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "nearest")
+    gy = filters.correlate(whole, [[-1, -2, -1], [0, 0, 0], [1, 2, 1]], "nearest")
     magnitude = gx.abs() + gy.abs()
     thin = _local_maximum(magnitude, gx, gy) & (magnitude > low)
     edge = thin & (magnitude > high)
     while True:
-        near = torch.nn.functional.max_pool2d(edge.float(), 3, 1, 1) > 0
-        grown = thin & near
+        grown = thin & _with_neighbours(edge)
         if torch.equal(grown, edge):
             return edge
         edge = grown
+
+
+def _with_neighbours(edge: Tensor) -> Tensor:
+    """Add the eight pixels around each True one of bool (N, S, S)."""
+    wide = edge.clone()
+    wide[:, :, 1:] |= edge[:, :, :-1]
+    wide[:, :, :-1] |= edge[:, :, 1:]
+    tall = wide.clone()
+    tall[:, 1:] |= wide[:, :-1]
+    tall[:, :-1] |= wide[:, 1:]
+    return tall
 
 
 def _local_maximum(magnitude: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
@@ -79,43 +93,62 @@ def _local_maximum(magnitude: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
     def beside(down: int, right: int) -> Tensor:
         return padded[:, 1 + down : 1 + down + size, 1 + right : 1 + right + size]
 
-    # The tangent of 22.5 degrees in OpenCV's fixed point; that of 67.5 degrees is 2 more.
-    slope = 13573 / 32768
-    flat = gy.abs() < gx.abs() * slope
-    steep = gy.abs() > gx.abs() * (slope + 2)
+    # The tangents of 22.5 and 67.5 degrees, which differ by 2, in OpenCV's fixed point.
+    run, rise = gx.abs() * 13573, gy.abs() * 32768
+    flat = rise < run
+    steep = rise > run + gx.abs() * 65536
     across = (magnitude > beside(0, -1)) & (magnitude >= beside(0, 1))
     along = (magnitude > beside(-1, 0)) & (magnitude >= beside(1, 0))
     rising = (magnitude > beside(-1, 1)) & (magnitude > beside(1, -1))
     falling = (magnitude > beside(-1, -1)) & (magnitude > beside(1, 1))
-    diagonal = torch.where((gx < 0) ^ (gy < 0), rising, falling)
-    return torch.where(flat, across, torch.where(steep, along, diagonal))
+    opposite = (gx < 0) ^ (gy < 0)
+    diagonal = opposite & rising | ~opposite & falling
+    return flat & across | ~flat & (steep & along | ~steep & diagonal)
 
 
-def chamfer_distance(zero: Tensor) -> Tensor:
+def chamfer_distance(zero: Tensor, limit: int | None = None) -> Tensor:
     """Return the distance to the nearest True pixel in bool (N, S, S) by OpenCV's 5 x 5 mask, float64; none: huge.
 
-    Steps cost 1 (straight), 1.4 (diagonal) and 2.1969 (knight's move), in multiples of 2^-16.
+    Args:
+        zero: bool (N, S, S).
+        limit: distances up to this are exact, others at least this; default: all are exact.
+    """
+    size = zero.shape[-1]
+    right = _columns_to_nearest(zero)
+    cost = _chamfer_costs(size if limit is None else min(size, limit + 1), 2 * size + 1).to(zero.device)
+    best = cost[0].index_select(0, right.flatten())
+    near = torch.empty_like(right)
+    for down in range(1, len(cost)):
+        # The nearer of the two rows so many above and below; beyond the border there is nothing.
+        near.fill_(2 * size)[:, down:] = right[:, :-down]
+        torch.minimum(near[:, :-down], right[:, down:], out=near[:, :-down])
+        torch.minimum(best, cost[down].index_select(0, near.flatten()), out=best)
+    return best.view_as(zero).double() / 65536
+
+
+def _columns_to_nearest(zero: Tensor) -> Tensor:
+    """Return how many columns away the nearest True pixel of the row is, int32 (N, S, S); none: 2S."""
+    size = zero.shape[-1]
+    line = torch.arange(size, dtype=torch.int32, device=zero.device)
+    last = torch.where(zero, line, -2 * size).cummax(-1).values
+    following = torch.where(zero, line, 3 * size).flip(-1).cummin(-1).values.flip(-1)
+    return torch.minimum(line - last, following - line).clamp_(max=2 * size)
+
+
+@functools.cache
+def _chamfer_costs(rows: int, columns: int) -> Tensor:
+    """Return the cost of the cheapest way over so many rows and columns, int32 (rows, columns); the last column: huge.
+
+    Steps cost 1 (straight), 1.4 (diagonal) and 2.1969 (knight's move), in multiples of 2^-16. The cheapest way takes
+    steps of two neighbouring directions, and costs the greatest of what each such pair would have it cost.
     """
     straight, diagonal, knight = (round(cost * 65536) for cost in (1, 1.4, 2.1969))
-    n, size, _ = zero.shape
-    far = 1 << 40
-    ramp = torch.arange(size, device=zero.device) * straight
-    distance = torch.where(zero, 0, far)
-    for _ in range(2):
-        # Two rows above and two columns to each side are there, but far.
-        rows = [torch.full((n, size + 4), far, device=zero.device) for _ in range(2)]
-        for row in distance.unbind(1):
-            above, above2 = rows[-1], rows[-2]
-            best = torch.minimum(row, above[:, 2:-2] + straight)
-            for line, shift, cost in ((above, 1, diagonal), (above, 2, knight), (above2, 1, knight)):
-                for start in (2 - shift, 2 + shift):
-                    best = torch.minimum(best, line[:, start : start + size] + cost)
-            # Steps from the left neighbour all along the row are one running minimum.
-            best = torch.cummin(best - ramp, dim=1).values + ramp
-            rows.append(torch.nn.functional.pad(best, (2, 2), value=far))
-        # The second pass is the first one from the other corner, and turns the image back.
-        distance = torch.stack(rows[2:], dim=1)[:, :, 2:-2].flip(1, 2)
-    return distance.double() / 65536
+    near, far = knight - 2 * straight, 2 * diagonal - knight
+    pairs = ((straight, near), (knight - diagonal, far), (far, knight - diagonal), (near, straight))
+    down, right = torch.arange(rows, dtype=torch.int32)[:, None], torch.arange(columns, dtype=torch.int32)
+    cost = torch.stack([right * across + down * along for across, along in pairs]).amax(0)
+    cost[:, -1] = 1 << 30
+    return cost
 
 
 def equalize(levels: Tensor) -> Tensor:
