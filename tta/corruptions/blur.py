@@ -22,7 +22,7 @@ def gaussian_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
 def defocus_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Blur with the disk of an unfocused lens."""
     radius, softness = constants
-    return filters.correlate(x, disk(radius, softness).tolist())
+    return filters.correlate_levels((x * 255).round_().to(torch.int16), disk(radius, softness)).div_(255)
 
 
 def disk(radius: float, softness: float) -> Tensor:
@@ -33,8 +33,15 @@ def disk(radius: float, softness: float) -> Tensor:
     kernel /= kernel.sum()
     half = 1 if radius <= 8 else 2
     weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / softness) ** 2)
-    weights = (weights / weights.sum()).float()
-    return filters.correlate(kernel, (weights[:, None] * weights).tolist())
+    weights = (weights / weights.sum()).float().double()
+    for dim in (1, 0):
+        padded = filters.pad(kernel, half, dim, "mirror")
+        kernel = kernel * weights[half].float()
+        for i in range(1, half + 1):
+            pair = padded.narrow(dim, half - i, 2 * reach + 1) + padded.narrow(dim, half + i, 2 * reach + 1)
+            # OpenCV multiplies and adds at once, that is without rounding in between.
+            kernel = (kernel + weights[half + i] * pair.double()).float()
+    return kernel
 
 
 def glass_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:

@@ -82,6 +82,47 @@ def correlate(x: Tensor, kernel: Sequence[Sequence[float]], border: Border = "mi
     return out
 
 
+def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Tensor:
+    """Correlate levels, int16 (N, C, S, S) in 0 ... 255, with a kernel (K, K) of odd size whose weights are often alike.
+
+    What has one weight is added first, as whole numbers, and rows of the kernel that are the same before it.
+
+    Returns:
+        float64 (N, C, S, S).
+    """
+    reach = int((torch.nonzero(kernel) - len(kernel) // 2).abs().max())
+    middle = slice(len(kernel) // 2 - reach, len(kernel) // 2 + reach + 1)
+    rows, row_of = kernel[middle, middle].double().unique(dim=0, return_inverse=True)
+    padded = pad(pad(x, reach, -2, border), reach, -1, border)
+    width, size = padded.shape[-1], x.shape[-1]
+    # Rows lie one after the other, so a tap is a shift of all of memory; what it brings to the borders is left out.
+    line, out = padded.flatten(), torch.zeros(padded.shape, dtype=torch.float64, device=x.device)
+    sums = out.view(-1)[: len(line) - 2 * reach * (width + 1)]
+    alike = [[line[down * width :] for down in torch.nonzero(row_of == k).flatten().tolist()] for k in range(len(rows))]
+    most = _MOST_LEVELS // max(map(len, alike))
+    groups = [
+        (w, some.tolist()) for w in rows.unique().tolist() if w for some in torch.nonzero(rows == w).split(most)
+    ]
+    for start in range(0, len(sums), _PIECE):
+        end = min(start + _PIECE, len(sums))
+        added = [_sum([one[start : end + 2 * reach] for one in same]) for same in alike]
+        for weight, taps in groups:
+            total = _sum([added[row][right : right + end - start] for row, right in taps])
+            sums[start:end].add_(total.double(), alpha=weight)
+    return out[..., :size, :size]
+
+
+# So many levels have a sum that int16 holds; so many values of a sum are in a CPU's cache with all that they need.
+_MOST_LEVELS, _PIECE = 128, 1 << 16
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0].clone()
+    for term in terms[1:]:
+        total += term
+    return total
+
+
 def box(x: Tensor) -> Tensor:
     """Average 3 x 3 pixels."""
     return correlate(x, [[1, 1, 1]] * 3) / 9
