@@ -17,10 +17,10 @@ from tta.corruptions.rng import Draw
 def contrast(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Shrink the distance to the mean of each channel."""
     (factor,) = constants
-    # A sum of integers does not depend on the order of addition, so neither on the batch.
-    total = (x * 255).round().long().sum(dim=(2, 3), keepdim=True)
-    mean = total.double() / (255 * x.shape[-1] ** 2)
-    return (x - mean) * factor + mean
+    # The sum of the levels is whole, and so does not depend on the order of addition, nor on the batch.
+    total = (x.sum(dim=(2, 3), keepdim=True) * 255).round_()
+    mean = total / (255 * x.shape[-1] ** 2)
+    return (x - mean).mul_(factor).add_(mean)
 
 
 def brightness(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
@@ -115,7 +115,7 @@ def elastic_transform(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     if alpha == 0:
         return x
     noise = 2 * draw.uniform(2, size, size) - 1
-    field = alpha * filters.gaussian(noise, sigma, border="symmetric", truncate=3)
+    field = filters.gaussian(noise, sigma, border="symmetric", truncate=3).mul_(alpha)
     line = torch.arange(size, device=x.device)
     return filters.bilinear(x, line[:, None] + field[:, 0], line + field[:, 1], border="symmetric")
 

@@ -18,19 +18,21 @@ Border = Literal["nearest", "symmetric", "mirror"]
 
 
 def fold(position: Tensor, size: int, border: Border) -> Tensor:
-    """Map integer positions, of which some lie outside, to {0, ..., size - 1}."""
+    """Map whole positions, float64, of which some lie outside, to {0, ..., size - 1}."""
     if border == "nearest":
         return position.clamp(0, size - 1)
     period = 2 * size if border == "symmetric" else 2 * size - 2
-    position = position % period
-    return torch.minimum(position, 2 * size - 1 - position if border == "symmetric" else period - position)
+    # In floating point, as the remainder of integers is slow.
+    position = position - (position / period).floor_().mul_(period)
+    return torch.minimum(position, (2 * size - 1 if border == "symmetric" else period) - position)
 
 
 def pad(x: Tensor, radius: int, dim: int, border: Border) -> Tensor:
     """Lengthen one dimension by ``radius`` on both sides."""
     size = x.shape[dim]
     # Only the borders are read place by place: that is slow along rows.
-    outside = fold(torch.arange(-radius, size + radius, device=x.device), size, border)
+    places = torch.arange(-radius, size + radius, dtype=torch.float64, device=x.device)
+    outside = fold(places, size, border).long()
     return torch.cat((x.index_select(dim, outside[:radius]), x, x.index_select(dim, outside[radius + size :])), dim)
 
 
@@ -59,7 +61,7 @@ def _gaussian_folded(x: Tensor, weights: list[float], total: float, dim: int, bo
     """Blur one dimension with a Gaussian wider than the image: taps that the border maps to one place are one tap."""
     size, radius = x.shape[dim], len(weights) - 1
     tap = torch.arange(-radius, radius + 1, device=x.device)
-    place = fold(torch.arange(size, device=x.device)[:, None] + tap, size, border)
+    place = fold((torch.arange(size, device=x.device)[:, None] + tap).double(), size, border).long()
     weight = torch.tensor(weights, dtype=x.dtype).to(x.device)[tap.abs()] / total
     # On the CPU, where a sum is made in order.
     table = torch.zeros(size, size, dtype=x.dtype).scatter_add_(1, place.cpu(), weight.cpu().expand(size, -1))
@@ -176,12 +178,12 @@ def bilinear(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor
     n, channels, size, _ = x.shape
     top, left = rows.floor(), columns.floor()
     down, right = (rows - top).to(x.dtype)[:, None], (columns - left).to(x.dtype)[:, None]
+    upper, lower = (fold(at, size, border).mul_(size) for at in (top, top + 1))
+    before, after = (fold(at, size, border) for at in (left, left + 1))
     flat = x.reshape(n, channels, -1)
 
-    def pixel(below: int, beside: int) -> Tensor:
-        place = fold(top.long() + below, size, border) * size + fold(left.long() + beside, size, border)
-        return flat.gather(2, place.reshape(n, 1, -1).expand(-1, channels, -1)).view_as(x)
+    def between(row: Tensor) -> Tensor:
+        first, second = ((row + column).long().view(n, 1, -1).expand(-1, channels, -1) for column in (before, after))
+        return flat.gather(2, first).view_as(x).lerp_(flat.gather(2, second).view_as(x), right)
 
-    upper = torch.lerp(pixel(0, 0), pixel(0, 1), right)
-    lower = torch.lerp(pixel(1, 0), pixel(1, 1), right)
-    return torch.lerp(upper, lower, down)
+    return between(upper).lerp_(between(lower), down)
