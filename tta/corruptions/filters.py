@@ -13,6 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# So many values of a sum stay in a CPU's cache with all that goes into it.
+_PIECE = 1 << 16
+# So many levels have a sum that int16 holds.
+_MOST_LEVELS = 128
+
 # What lies outside a row a b c d: "nearest" a a|abcd|d d, "symmetric" b a|abcd|d c, "mirror" c b|abcd|c b.
 Border = Literal["nearest", "symmetric", "mirror"]
 
@@ -42,9 +47,18 @@ def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: f
     if radius == 0:
         return x
     weights = [math.exp(-0.5 * i * i / sigma**2) for i in range(radius + 1)]
+    planes = x.flatten(0, -3)
+    # With a handful of planes at a time all passes stay in a CPU's cache.
+    many = max(1, _PIECE // x.shape[-1] ** 2) if x.device.type == "cpu" else len(planes)
+    parts = [_gaussian_of_planes(part, weights, border) for part in planes.split(max(1, many))]
+    return torch.cat(parts).view_as(x)
+
+
+def _gaussian_of_planes(x: Tensor, weights: list[float], border: Border) -> Tensor:
+    """Blur (P, S, S), given the weights of the middle and of one side."""
+    radius, size = len(weights) - 1, x.shape[-1]
     total = weights[0] + 2 * sum(weights[1:])
     for dim in (-2, -1):
-        size = x.shape[dim]
         if radius > size:
             x = _gaussian_folded(x, weights, total, dim, border)
             continue
@@ -112,10 +126,6 @@ def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Te
             total = _sum([added[row][right : right + end - start] for row, right in taps])
             sums[start:end].add_(total.double(), alpha=weight)
     return out[..., :size, :size]
-
-
-# So many levels have a sum that int16 holds; so many values of a sum are in a CPU's cache with all that they need.
-_MOST_LEVELS, _PIECE = 128, 1 << 16
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
