@@ -121,6 +121,7 @@ def elastic_transform(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Warp by a random affine map, then by a random smooth field."""
     alpha, sigma, reach = constants
     size = x.shape[-1]
+    draw.prepare(*((3 * 2, 2 * size**2) if alpha else (3 * 2,)))
     x = filters.bilinear(x, *affine_grid(size, reach, draw), border="mirror")
     if alpha == 0:
         return x

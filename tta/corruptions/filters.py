@@ -156,6 +156,11 @@ def clipped_zoom(x: Tensor, factor: float) -> Tensor:
     return torch.lerp(x.gather(-1, low), x.gather(-1, low + 1), weight)
 
 
+def pieces(x: Tensor, length: int) -> Tensor:
+    """View contiguous memory as all its pieces of some length, (places, length): reading many of them is fast."""
+    return x.as_strided((x.numel() - length + 1, length), (1, 1))
+
+
 def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     """Smear images as ImageMagick's motion blur does: a one-sided Gaussian trail.
 
@@ -171,15 +176,14 @@ def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     reach = 2 * radius
     padded = pad(x, reach, -1, "nearest")
     width = padded.shape[-1]
-    # Whatever place a row is read from, it is one piece of memory.
-    pieces = padded.as_strided((padded.numel() - size + 1, size), (1, 1))
+    everywhere = pieces(padded, size)
     top = torch.arange(n * channels, device=x.device).view(n, channels, 1) * size
     line, out = torch.arange(size, device=x.device), torch.zeros_like(x)
     for i, weight in enumerate(weights):
         columns = reach + torch.ceil(i * cosine - 0.5).long()
         rows = (line + torch.ceil(i * sine - 0.5).long()[:, None]).clamp_(0, size - 1)
         place = (top + rows[:, None]) * width + columns[:, None, None]
-        out.add_(pieces.index_select(0, place.flatten()).view_as(x), alpha=weight / sum(weights))
+        out.add_(everywhere.index_select(0, place.flatten()).view_as(x), alpha=weight / sum(weights))
     return out
 
 

@@ -24,18 +24,19 @@ def snow(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Whiten the image and add flakes that fall within 45 degrees of the vertical, twice: as drawn and upside down."""
     mean, deviation, zoom, threshold, radius, sigma, mix = constants
     size = x.shape[-1]
-    layer = filters.clipped_zoom(mean + deviation * draw.normal(1, size, size), zoom)
-    layer = torch.where(layer < threshold, 0.0, layer)
+    draw.prepare(size**2, 1)
+    layer = filters.clipped_zoom(draw.normal(1, size, size).mul_(deviation).add_(mean), zoom)
+    layer.mul_(layer >= threshold)
     layer = to_levels(layer)
     layer = to_levels(filters.motion(layer, int(radius), sigma, draw.uniform() * 90 - 135))
-    grey = GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
-    x = mix * x + (1 - mix) * torch.maximum(x, grey * 1.5 + 0.5)
-    return x + layer + layer.flip(-1, -2)
+    grey = (GREY[0] * x[:, :1]).add_(GREY[1] * x[:, 1:2]).add_(GREY[2] * x[:, 2:])
+    white = torch.maximum(x, grey.mul_(1.5).add_(0.5)).mul_(1 - mix)
+    return (mix * x).add_(white).add_(layer).add_(layer.flip(-1, -2))
 
 
 def to_levels(x: Tensor) -> Tensor:
     """Clip to [0, 1] and round down to multiples of 1/255, as a conversion to uint8 does."""
-    return (x.clamp(0, 1) * 255).floor() / 255
+    return x.clamp(0, 1).mul_(255).floor_().div_(255)
 
 
 def frost(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
@@ -49,12 +50,15 @@ def frost(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
             f"got {size} x {size}: resize the images, or leave frost out"
         )
     photographs, sizes = photographs.to(x.device), sizes.to(x.device)
+    draw.prepare(1, 2)
     which = draw.integers(0, len(sizes))
     corner = draw.integers(0, sizes[which] - size, 2)
     line = torch.arange(size, device=x.device)
-    rows, columns = corner[:, :1] + line, corner[:, 1:] + line
-    crop = photographs[which[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return (image_weight * (x * 255) + frost_weight * crop.permute(0, 3, 1, 2).double()) / 255
+    _, height, width, channels = photographs.shape
+    place = ((which[:, None] * height + corner[:, :1] + line) * width + corner[:, 1:]) * channels
+    rows = filters.pieces(photographs, size * channels).index_select(0, place.flatten())
+    crop = rows.view(len(x), size, size, channels).permute(0, 3, 1, 2).contiguous()
+    return (x * 255).mul_(image_weight).add_(crop.double().mul_(frost_weight)).div_(255)
 
 
 @functools.cache
