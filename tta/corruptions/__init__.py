@@ -48,6 +48,9 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Constants, Draw], Tensor]] = {
 CORRUPTIONS: tuple[str, ...] = tuple(_FUNCTIONS)
 BENCHMARK: tuple[str, ...] = CORRUPTIONS[:15]
 
+# These take the uint8 levels of the images as they are.
+_OF_LEVELS = ("defocus_blur", "pixelate")
+
 # Pixels worked on at a time: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
 _PIXELS_CPU, _PIXELS_ELSEWHERE = 32 * 32**2, 4096 * 32**2
 _LEAST_SIZE = 16
@@ -87,10 +90,11 @@ def corrupt(
     chunk = max(1, pixels // images.shape[-1] ** 2)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        x = images[part].to(torch.float64, memory_format=torch.contiguous_format).div_(255)
+        levels = images[part].contiguous()
+        x = levels if name in _OF_LEVELS else levels.double().div_(255)
         x = _FUNCTIONS[name](x, constants, Draw(key, index[part]))
         # The generator rounds down, so grey levels fall by half a level on average; so do they here.
-        out[part] = x.clamp_(0, 1).mul_(255)
+        out[part] = x if x.dtype == torch.uint8 else x.clamp_(0, 1).mul_(255)
     return out
 
 

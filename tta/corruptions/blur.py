@@ -1,4 +1,4 @@
-"""Blurs: x is float64 (N, 3, S, S) in [0, 1]; what a function returns may leave that range by rounding."""
+"""Blurs: x is float64 (N, 3, S, S) in [0, 1] if not said; what a function returns may leave that range by rounding."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def gaussian_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     return filters.gaussian(x, sigma)
 
 
-def defocus_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
-    """Blur with the disk of an unfocused lens."""
+def defocus_blur(levels: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Blur uint8 (N, 3, S, S) with the disk of an unfocused lens."""
     radius, softness = constants
-    return filters.correlate_levels((x * 255).round_().to(torch.int16), disk(radius, softness)).div_(255)
+    return filters.correlate_levels(levels.short(), disk(radius, softness)).div_(255)
 
 
 def disk(radius: float, softness: float) -> Tensor:

@@ -1,4 +1,7 @@
-"""Digital and geometric corruptions: x is float64 (N, 3, S, S) in [0, 1]; what is returned may leave that range."""
+"""Digital and geometric corruptions.
+
+x is float64 (N, 3, S, S) in [0, 1] if not said, and what is returned may leave that range.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +76,13 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return choices.index_select(0, place.flatten()).view_as(place)
 
 
-def pixelate(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
-    """Shrink and enlarge again, both by averages of whole pixels."""
+def pixelate(levels: Tensor, constants: Constants, draw: Draw) -> Tensor:
+    """Shrink and enlarge uint8 (N, 3, S, S) again, both by averages of whole pixels."""
     (scale,) = constants
-    size = x.shape[-1]
+    size = levels.shape[-1]
     # Whole levels and their means are exact in single precision.
-    small = box_resize((x * 255).round_().float(), int(size * scale))
-    return box_resize(small, size).double().div_(255)
+    small = box_resize(levels.float(), int(size * scale))
+    return box_resize(small, size).to(torch.uint8)
 
 
 def box_resize(x: Tensor, size: int) -> Tensor:

@@ -106,10 +106,12 @@ class Draw:
     def _make(self, blocks: list[int]) -> Words:
         """Return the words of so many calls one beside the other."""
         block = torch.cat([torch.arange(length) for length in blocks])
-        call = torch.arange(len(blocks)).repeat_interleave(torch.tensor(blocks)) + self._calls
+        call = torch.arange(self._calls, self._calls + len(blocks))
+        if len(blocks) > 1:
+            call = call.repeat_interleave(torch.tensor(blocks))
         self._calls += len(blocks)
-        counter = (_native(block[None].to(self.device)), _native(call[None].to(self.device)), self._low, self._high)
-        return philox(counter, self._key)
+        block, call = (_native(word[None].to(self.device)) for word in (block, call))
+        return philox((block, call, self._low, self._high), self._key)
 
     def _lines(self, *words: Word) -> Tensor:
         """Return words (N, B) one beside the other, float64 (N, 4B)."""
