@@ -13,13 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# So many values of a sum stay in a CPU's cache with all that goes into it.
-_PIECE = 1 << 16
 # So many levels have a sum that int16 holds.
 _MOST_LEVELS = 128
 
 # What lies outside a row a b c d: "nearest" a a|abcd|d d, "symmetric" b a|abcd|d c, "mirror" c b|abcd|c b.
 Border = Literal["nearest", "symmetric", "mirror"]
+
+
+def _at_a_time(x: Tensor) -> int:
+    """Return of how many values a sum of many terms is best made: on a CPU they stay in its cache."""
+    return 1 << 16 if x.device.type == "cpu" else max(1, x.numel())
 
 
 def fold(position: Tensor, size: int, border: Border) -> Tensor:
@@ -48,10 +51,8 @@ def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: f
         return x
     weights = [math.exp(-0.5 * i * i / sigma**2) for i in range(radius + 1)]
     planes = x.flatten(0, -3)
-    # With a handful of planes at a time all passes stay in a CPU's cache.
-    many = max(1, _PIECE // x.shape[-1] ** 2) if x.device.type == "cpu" else len(planes)
-    parts = [_gaussian_of_planes(part, weights, border) for part in planes.split(max(1, many))]
-    return torch.cat(parts).view_as(x)
+    many = max(1, _at_a_time(x) // x.shape[-1] ** 2)
+    return torch.cat([_gaussian_of_planes(part, weights, border) for part in planes.split(many)]).view_as(x)
 
 
 def _gaussian_of_planes(x: Tensor, weights: list[float], border: Border) -> Tensor:
@@ -119,8 +120,9 @@ def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Te
     groups = [
         (w, some.tolist()) for w in rows.unique().tolist() if w for some in torch.nonzero(rows == w).split(most)
     ]
-    for start in range(0, len(sums), _PIECE):
-        end = min(start + _PIECE, len(sums))
+    piece = _at_a_time(sums)
+    for start in range(0, len(sums), piece):
+        end = min(start + piece, len(sums))
         added = [_sum([one[start : end + 2 * reach] for one in same]) for same in alike]
         for weight, taps in groups:
             total = _sum([added[row][right : right + end - start] for row, right in taps])

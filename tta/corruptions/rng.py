@@ -105,13 +105,12 @@ class Draw:
 
     def _make(self, blocks: list[int]) -> Words:
         """Return the words of so many calls one beside the other."""
-        block = torch.cat([torch.arange(length) for length in blocks])
-        call = torch.arange(self._calls, self._calls + len(blocks))
+        block = torch.cat([torch.arange(length, device=self.device) for length in blocks])
+        calls = torch.arange(self._calls, self._calls + len(blocks), device=self.device)
         if len(blocks) > 1:
-            call = call.repeat_interleave(torch.tensor(blocks))
+            calls = torch.cat([call.expand(length) for call, length in zip(calls, blocks, strict=True)])
         self._calls += len(blocks)
-        block, call = (_native(word[None].to(self.device)) for word in (block, call))
-        return philox((block, call, self._low, self._high), self._key)
+        return philox((_native(block[None]), _native(calls[None]), self._low, self._high), self._key)
 
     def _lines(self, *words: Word) -> Tensor:
         """Return words (N, B) one beside the other, float64 (N, 4B)."""
