@@ -174,9 +174,8 @@ def corruptions(
             ours, theirs = _speeds(name, severity, size, max(2, batch * 32**2 // size**2), device, rounds)
             ratios[size].append(ours / theirs)
             rows[name] += [f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.1f}"]
-    rows["geometric mean"] = [
-        cell for size in scales for cell in ("", "", f"{statistics.geometric_mean(ratios[size]):.1f}")
-    ]
+    for kind, mean in (("geometric", statistics.geometric_mean), ("arithmetic", statistics.mean)):
+        rows[f"{kind} mean"] = [cell for size in scales for cell in ("", "", f"{mean(ratios[size]):.1f}")]
     second = "second" if device.type == "cuda" else "second of a core's time"
     title = f"Images per {second} at severity {severity}; ours in batches, the recipe image by image on one core."
     return [title, "", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]

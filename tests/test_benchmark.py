@@ -46,9 +46,12 @@ def test_corruptions_are_images_per_second_beside_the_plain_recipes(tmp_path: Pa
     words += ["--corruptions", "fog", "contrast", "--out", str(out)]
     subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["fog", "contrast", "geometric mean"]
+    assert [row[0] for row in rows[2:]] == ["fog", "contrast", "geometric mean", "arithmetic mean"]
     for ours, recipe, ratio in (row[1:] for row in rows[2:4]):
         assert abs(float(ratio) - float(ours) / float(recipe)) < 0.1 + 0.01 * float(ratio)
+    fog, contrast, geometric, arithmetic = (float(row[-1]) for row in rows[2:])
+    assert abs(geometric - (fog * contrast) ** 0.5) < 0.1 + 0.05 * geometric
+    assert abs(arithmetic - (fog + contrast) / 2) < 0.11
     assert "benchmark.py corruptions --device cpu" in out.read_text()
 
 

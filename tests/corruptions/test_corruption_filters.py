@@ -80,6 +80,31 @@ def test_disk_is_opencvs_softened_circle(radius: float, softness: float) -> None
     np.testing.assert_allclose(disk(radius, softness).numpy(), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize(("radius", "softness"), [*CIFAR["defocus_blur"], (3, 0.1), (4, 0.5), (6, 0.5)])
+def test_disk_is_opencvs_to_the_last_bit(radius: float, softness: float) -> None:
+    """Whether its sum is just above or below 1 decides the level of what is plain."""
+    line = np.arange(-8, 9)
+    circle = (np.add.outer(line**2, line**2) <= radius**2).astype(np.float32)
+    expected = cv2.GaussianBlur(circle / circle.sum(), ksize=(3, 3), sigmaX=softness)
+    assert np.array_equal(disk(radius, softness).numpy(), expected)
+
+
+def several_kernels() -> dict[str, np.ndarray]:
+    few = np.random.default_rng(0).integers(-2, 3, (5, 5)) / 7
+    same = np.full((15, 15), 1 / 225)  # more taps than are added at once
+    return {"few": few, "same": same, "one": np.full((1, 1), 0.3), "disk": disk(10, 0.5).double().numpy()}
+
+
+@pytest.mark.parametrize("size", [32, 300])
+@pytest.mark.parametrize("kernel", several_kernels().values(), ids=several_kernels().keys())
+def test_levels_are_correlated_as_by_opencv(kernel: np.ndarray, size: int) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (2, 3, size, size))
+    levels[0] = 255
+    ours = filters.correlate_levels(torch.tensor(levels, dtype=torch.int16), torch.tensor(kernel))
+    expected = [[cv2.filter2D(channel.astype(float), -1, kernel) for channel in image] for image in levels]
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-10)
+
+
 def scipys_clipped_zoom(x: np.ndarray, factor: float) -> np.ndarray:
     size = len(x)
     crop = math.ceil(size / factor)

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from tta.corruptions import corrupt
+from tta.corruptions import SCALES, corrupt
 from tta.corruptions.noise import impulse_noise, poisson_table, shot_noise
 from tta.corruptions.rng import Draw, make_key, philox
 
@@ -46,6 +46,14 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def test_philox_gives_the_known_answers(counter: str, key: str, answer: str) -> None:
     k0, k1 = words(key)
     assert [int(word) for word in philox(tensors(words(counter)), (k0, k1))] == words(answer)
+
+
+def test_philox_gives_the_same_to_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counter = [torch.randint(0, 2**32, shape, generator=generator) for shape in ((1, 9), (1, 1), (5, 1), (5, 1))]
+    found = philox(tuple(word.numpy() for word in counter), (3, 2**32 - 1))
+    for ours, expected in zip(found, philox(tuple(counter), (3, 2**32 - 1)), strict=True):
+        assert np.array_equal(ours, expected.numpy())
 
 
 def test_philox_encrypts_each_counter_of_a_batch_by_itself() -> None:
@@ -138,6 +146,23 @@ def test_calls_continue_the_streams() -> None:
     assert abs(correlation(first, second)) < 4 / first.numel() ** 0.5
 
 
+def test_prepared_numbers_are_those_of_the_calls() -> None:
+    prepared, plain = make_draw(6), make_draw(6)
+    for draw in (prepared, plain):
+        draw.uniform(2)
+    prepared.prepare(5, 1, 12)
+    for shape in ((5,), (), (3, 4), (7,)):  # the last one is not prepared
+        assert torch.equal(prepared.normal(*shape), plain.normal(*shape))
+
+
+def test_a_call_that_another_number_was_prepared_for() -> None:
+    draw = make_draw()
+    draw.prepare(8, 4)
+    draw.uniform(2, 4)
+    with pytest.raises(RuntimeError, match="4 numbers were prepared for this call, and 9 are drawn"):
+        draw.uniform(9)
+
+
 @pytest.mark.parametrize(
     ("other", "what"),
     [
@@ -201,6 +226,21 @@ def test_shot_noise_inverts_scipys_poisson(photons: int) -> None:
     counts = shot_noise(level / 255, (photons,), Given(u)).double() * photons
     expected = stats.poisson.ppf(u.numpy(), level.numpy() / 255 * photons)
     np.testing.assert_allclose(counts.numpy(), np.maximum(expected, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("photons", sorted({c for scale in SCALES.values() for (c,) in scale["shot_noise"]}))
+def test_every_draw_finds_the_count_that_a_search_finds(photons: int) -> None:
+    """Those next to each step of the distribution function and those at the ends of what can be drawn too."""
+    table = poisson_table(photons)
+    rng, level = np.random.default_rng(0), np.arange(256)[:, None]
+    steps = (table.numpy() - level)[:, rng.integers(0, table.shape[1], 20)]
+    u = np.concatenate([rng.random((256, 20)), rng.random((256, 20)) ** 8, 1 - rng.random((256, 20)) ** 8, steps], 1)
+    u = (np.floor(u * 2**32).clip(0, 2**32 - 1) + 0.5) * 2.0**-32
+    u[:, :2] = 2.0**-33, 1 - 2.0**-33
+    x = torch.from_numpy(np.broadcast_to(level / 255, u.shape).copy())[None, None]
+    counts = shot_noise(x, (photons,), Given(torch.from_numpy(u)[None, None]))[0, 0] * photons
+    expected = [np.searchsorted(row, at, side="right") for row, at in zip(table.numpy(), u + level, strict=True)]
+    assert np.array_equal(counts.round().numpy(), expected)
 
 
 def test_impulses_are_half_white_half_black() -> None:

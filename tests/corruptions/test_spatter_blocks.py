@@ -75,6 +75,13 @@ def test_distances_are_opencvs(share: float) -> None:
     np.testing.assert_allclose(ours, expected, rtol=2**-16)
 
 
+@pytest.mark.parametrize("limit", [1, 7, 20, 100])
+def test_distances_up_to_a_limit_are_exact_and_others_no_less(limit: int) -> None:
+    zero = torch.from_numpy(np.random.default_rng(0).random((40, SIZE, SIZE)) < 0.003)
+    expected = chamfer_distance(zero)
+    assert torch.equal(chamfer_distance(zero, limit).clamp(max=limit), expected.clamp(max=limit))
+
+
 def test_distance_to_nothing_is_beyond_every_cut() -> None:
     assert (chamfer_distance(torch.zeros(1, SIZE, SIZE, dtype=torch.bool)) > 1000).all()
 

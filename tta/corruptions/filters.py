@@ -1,7 +1,7 @@
 """Filters on batches of images, as SciPy, scikit-image, OpenCV and ImageMagick compute them.
 
-All work on float tensors of shape (..., S, S). Sums run tap by tap over whole tensors, never through a library's
-convolution or matrix product: those may add in an order that depends on the batch size, and pixels must not.
+All work on tensors of shape (..., S, S), float if not said. Sums run tap by tap over whole tensors, never through a
+library's convolution or matrix product: those may add in an order that depends on the batch size, and pixels must not.
 """
 
 from __future__ import annotations
@@ -100,9 +100,14 @@ def correlate(x: Tensor, kernel: Sequence[Sequence[float]], border: Border = "mi
 
 
 def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Tensor:
-    """Correlate levels, int16 (N, C, S, S) in 0 ... 255, with a kernel (K, K) of odd size whose weights are often alike.
+    """Correlate levels 0 ... 255 with a kernel of odd size that has few different weights and rows.
 
-    What has one weight is added first, as whole numbers, and rows of the kernel that are the same before it.
+    What has one weight is added first, as whole numbers, and before it what is in rows of the kernel that are alike.
+
+    Args:
+        x: int16 (N, C, S, S).
+        kernel: float (K, K), on the CPU.
+        border: what lies outside.
 
     Returns:
         float64 (N, C, S, S).
@@ -117,9 +122,7 @@ def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Te
     sums = out.view(-1)[: len(line) - 2 * reach * (width + 1)]
     alike = [[line[down * width :] for down in torch.nonzero(row_of == k).flatten().tolist()] for k in range(len(rows))]
     most = _MOST_LEVELS // max(map(len, alike))
-    groups = [
-        (w, some.tolist()) for w in rows.unique().tolist() if w for some in torch.nonzero(rows == w).split(most)
-    ]
+    groups = [(w, some.tolist()) for w in rows.unique().tolist() if w for some in torch.nonzero(rows == w).split(most)]
     piece = _at_a_time(sums)
     for start in range(0, len(sums), piece):
         end = min(start + piece, len(sums))

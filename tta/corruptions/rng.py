@@ -18,7 +18,7 @@ from torch import Tensor
 
 # Of NumPy, whose integer arithmetic takes half of torch's time on a CPU, or of torch.
 Word = Any
-Words = tuple[Word, Word, Word, Word]
+Words = tuple[Word, ...]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -76,10 +76,9 @@ class Draw:
     def prepare(self, *counts: int) -> None:
         """Make the numbers of the next calls at once, of so many numbers each: the same as one by one, but faster."""
         blocks = [-(-count // 4) for count in counts]
-        words = self._make(blocks)
-        starts = itertools.accumulate(blocks, initial=0)
-        parts = [slice(start, start + length) for start, length in zip(starts, blocks, strict=False)]
-        self._prepared += [(words[0][:, p], words[1][:, p], words[2][:, p], words[3][:, p]) for p in parts]
+        words, ends = self._make(blocks), itertools.accumulate(blocks)
+        for length, end in zip(blocks, ends, strict=True):
+            self._prepared.append(tuple(word[:, end - length : end] for word in words))
 
     def uniform(self, *shape: int) -> Tensor:
         """Return float64 (N, *shape), uniform in the open interval (0, 1): multiples of 2^-32, plus a half."""
@@ -101,7 +100,10 @@ class Draw:
     def _words(self, count: int) -> Words:
         """Return words (N, B) for so many numbers of each stream, four for each of B blocks."""
         blocks = -(-count // 4)
-        return self._prepared.pop(0) if self._prepared else self._make([blocks])
+        words = self._prepared.pop(0) if self._prepared else self._make([blocks])
+        if words[0].shape[1] != blocks:
+            raise RuntimeError(f"{4 * words[0].shape[1]} numbers were prepared for this call, and {count} are drawn")
+        return words
 
     def _make(self, blocks: list[int]) -> Words:
         """Return the words of so many calls one beside the other."""
