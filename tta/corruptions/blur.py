@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -100,10 +101,14 @@ def motion_blur_at(x: Tensor, constants: Constants, angle: Tensor) -> Tensor:
 def zoom_blur(x: Tensor, constants: Constants, draw: Draw) -> Tensor:
     """Average zooms of growing strength; the image itself counts twice, as it is also the zoom by 1."""
     end, step = constants
-    factors = np.arange(1, end, step)
+    factors = np.arange(1, end, step).tolist()
+    return filters.in_parts(functools.partial(_mean_of_zooms, factors), x)
+
+
+def _mean_of_zooms(factors: list[float], x: Tensor) -> Tensor:
     # The generator adds in single precision.
     total = torch.zeros_like(x, dtype=torch.float32)
     x = x.float().double()
     for factor in factors:
-        total += filters.clipped_zoom(x, float(factor)).float()
-    return (x.float() + total) / (len(factors) + 1)
+        total += filters.clipped_zoom(x, factor).float()
+    return (x.float() + total).div_(len(factors) + 1)

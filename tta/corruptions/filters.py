@@ -6,8 +6,9 @@ library's convolution or matrix product: those may add in an order that depends 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -23,6 +24,19 @@ Border = Literal["nearest", "symmetric", "mirror"]
 def _at_a_time(x: Tensor) -> int:
     """Return of how many values a sum of many terms is best made: on a CPU they stay in its cache."""
     return 1 << 16 if x.device.type == "cpu" else max(1, x.numel())
+
+
+def in_parts(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """Apply a function to a handful of planes at a time, so that on a CPU all it makes of them stays in the cache.
+
+    Args:
+        function: takes planes (P, S, S) and as many entries of each of the others, and returns (P, S, S).
+        x: (..., S, S).
+        others: (planes, ...).
+    """
+    many = max(1, _at_a_time(x) // x.shape[-1] ** 2)
+    parts = zip(*(one.split(many) for one in (x.flatten(0, -3), *others)), strict=True)
+    return torch.cat([function(*part) for part in parts]).view_as(x)
 
 
 def fold(position: Tensor, size: int, border: Border) -> Tensor:
@@ -50,12 +64,10 @@ def gaussian(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: f
     if radius == 0:
         return x
     weights = [math.exp(-0.5 * i * i / sigma**2) for i in range(radius + 1)]
-    planes = x.flatten(0, -3)
-    many = max(1, _at_a_time(x) // x.shape[-1] ** 2)
-    return torch.cat([_gaussian_of_planes(part, weights, border) for part in planes.split(many)]).view_as(x)
+    return in_parts(functools.partial(_gaussian_of_planes, weights, border), x)
 
 
-def _gaussian_of_planes(x: Tensor, weights: list[float], border: Border) -> Tensor:
+def _gaussian_of_planes(weights: list[float], border: Border, x: Tensor) -> Tensor:
     """Blur (P, S, S), given the weights of the middle and of one side."""
     radius, size = len(weights) - 1, x.shape[-1]
     total = weights[0] + 2 * sum(weights[1:])
@@ -175,20 +187,25 @@ def motion(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
         sigma: of the taps' weights, in pixels.
         angle: float64 (N,), direction of the trail in degrees, clockwise from the x axis.
     """
-    n, channels, size, _ = x.shape
     weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)]
-    cosine, sine = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
-    reach = 2 * radius
+    shares = [weight / sum(weights) for weight in weights]
+    turn = torch.deg2rad(angle).repeat_interleave(x.shape[1])
+    return in_parts(functools.partial(_smear, shares), x, turn)
+
+
+def _smear(shares: list[float], x: Tensor, turn: Tensor) -> Tensor:
+    """Add shares of planes (P, S, S) along trails in directions (P,), in radians."""
+    size, reach = x.shape[-1], len(shares) - 1
     padded = pad(x, reach, -1, "nearest")
-    width = padded.shape[-1]
-    everywhere = pieces(padded, size)
-    top = torch.arange(n * channels, device=x.device).view(n, channels, 1) * size
-    line, out = torch.arange(size, device=x.device), torch.zeros_like(x)
-    for i, weight in enumerate(weights):
-        columns = reach + torch.ceil(i * cosine - 0.5).long()
-        rows = (line + torch.ceil(i * sine - 0.5).long()[:, None]).clamp_(0, size - 1)
-        place = (top + rows[:, None]) * width + columns[:, None, None]
-        out.add_(everywhere.index_select(0, place.flatten()).view_as(x), alpha=weight / sum(weights))
+    everywhere, width = pieces(padded, size), padded.shape[-1]
+    tap = torch.arange(len(shares), dtype=torch.float64, device=x.device)[:, None]
+    right, down = (torch.ceil(tap * part - 0.5).long() for part in (torch.cos(turn), torch.sin(turn)))
+    rows = (torch.arange(size, device=x.device) + down[:, :, None]).clamp_(0, size - 1)
+    rows += torch.arange(len(x), device=x.device)[:, None] * size
+    place = (rows * width + (reach + right)[:, :, None]).flatten(1)
+    out = torch.zeros_like(x)
+    for share, at in zip(shares, place, strict=True):
+        out.add_(everywhere.index_select(0, at).view_as(x), alpha=share)
     return out
 
 
