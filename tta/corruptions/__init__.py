@@ -52,7 +52,7 @@ BENCHMARK: tuple[str, ...] = CORRUPTIONS[:15]
 _OF_LEVELS = ("defocus_blur", "pixelate")
 
 # Pixels worked on at a time: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
-_PIXELS_CPU, _PIXELS_ELSEWHERE = 32 * 32**2, 4096 * 32**2
+_PIXELS_CPU, _PIXELS_ELSEWHERE = 64 * 32**2, 4096 * 32**2
 _LEAST_SIZE = 16
 
 
