@@ -61,7 +61,7 @@ def canny(levels: Tensor, low: int, high: int) -> Tensor:
     Returns:
         bool (N, S, S).
     """
-    whole = levels.int()
+    whole = levels.short()
     gx = filters.correlate(whole, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "nearest")
     gy = filters.correlate(whole, [[-1, -2, -1], [0, 0, 0], [1, 2, 1]], "nearest")
     magnitude = gx.abs() + gy.abs()
@@ -94,9 +94,9 @@ def _local_maximum(magnitude: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
         return padded[:, 1 + down : 1 + down + size, 1 + right : 1 + right + size]
 
     # The tangents of 22.5 and 67.5 degrees, which differ by 2, in OpenCV's fixed point.
-    run, rise = gx.abs() * 13573, gy.abs() * 32768
-    flat = rise < run
-    steep = rise > run + gx.abs() * 65536
+    run, rise = gx.abs().int(), gy.abs().int() * 32768
+    flat = rise < run * 13573
+    steep = rise > run * (13573 + 2 * 32768)
     across = (magnitude > beside(0, -1)) & (magnitude >= beside(0, 1))
     along = (magnitude > beside(-1, 0)) & (magnitude >= beside(1, 0))
     rising = (magnitude > beside(-1, 1)) & (magnitude > beside(1, -1))
@@ -115,21 +115,21 @@ def chamfer_distance(zero: Tensor, limit: int | None = None) -> Tensor:
     """
     size = zero.shape[-1]
     right = _columns_to_nearest(zero)
-    cost = _chamfer_costs(size if limit is None else min(size, limit + 1), 2 * size + 1).to(zero.device)
-    best = cost[0].index_select(0, right.flatten())
+    cost = _chamfer_costs(size if limit is None else min(size, limit), 2 * size + 1).to(zero.device)
+    best = cost[0].index_select(0, right.flatten().int())
     near = torch.empty_like(right)
     for down in range(1, len(cost)):
         # The nearer of the two rows so many above and below; beyond the border there is nothing.
         near.fill_(2 * size)[:, down:] = right[:, :-down]
         torch.minimum(near[:, :-down], right[:, down:], out=near[:, :-down])
-        torch.minimum(best, cost[down].index_select(0, near.flatten()), out=best)
+        torch.minimum(best, cost[down].index_select(0, near.flatten().int()), out=best)
     return best.view_as(zero).double() / 65536
 
 
 def _columns_to_nearest(zero: Tensor) -> Tensor:
-    """Return how many columns away the nearest True pixel of the row is, int32 (N, S, S); none: 2S."""
+    """Return how many columns away the nearest True pixel of the row is, int16 (N, S, S); none: 2S."""
     size = zero.shape[-1]
-    line = torch.arange(size, dtype=torch.int32, device=zero.device)
+    line = torch.arange(size, dtype=torch.int16, device=zero.device)
     last = torch.where(zero, line, -2 * size).cummax(-1).values
     following = torch.where(zero, line, 3 * size).flip(-1).cummin(-1).values.flip(-1)
     return torch.minimum(line - last, following - line).clamp_(max=2 * size)
