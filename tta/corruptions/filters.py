@@ -138,16 +138,17 @@ def correlate_levels(x: Tensor, kernel: Tensor, border: Border = "mirror") -> Te
     piece = _at_a_time(sums)
     for start in range(0, len(sums), piece):
         end = min(start + piece, len(sums))
+        wide = torch.empty_like(sums[start:end])
         added = [_sum([one[start : end + 2 * reach] for one in same]) for same in alike]
         for weight, taps in groups:
             total = _sum([added[row][right : right + end - start] for row, right in taps])
-            sums[start:end].add_(total.double(), alpha=weight)
+            sums[start:end].add_(wide.copy_(total), alpha=weight)
     return out[..., :size, :size]
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0].clone()
-    for term in terms[1:]:
+    total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+    for term in terms[2:]:
         total += term
     return total
 
