@@ -155,6 +155,21 @@ def test_prepared_numbers_are_those_of_the_calls() -> None:
         assert torch.equal(prepared.normal(*shape), plain.normal(*shape))
 
 
+def test_more_threads_draw_the_same() -> None:
+    """From three on the words are torch's, else NumPy's."""
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            draw = make_draw(6)
+            draw.prepare(5, 1)
+            drawn.append([draw.normal(5), draw.uniform(), draw.integers(0, 9, 2, 3)])
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*drawn, strict=True):
+        assert torch.equal(one, three)
+
+
 def test_a_call_that_another_number_was_prepared_for() -> None:
     draw = make_draw()
     draw.prepare(8, 4)
