@@ -15,6 +15,7 @@ import torch
 
 from tta.backbones import timm_backbone
 from tta.cli import CONFIGS
+from tta.devices import place
 
 FORWARD = "forward"
 
@@ -34,7 +35,7 @@ class Workload:
         torch.set_num_threads(self.threads)
         warnings.filterwarnings("ignore", message=".*random weights")
         torch.manual_seed(0)
-        backbone = timm_backbone(self.model, pretrained=False).to(self.device).eval()
+        backbone = place(timm_backbone(self.model, pretrained=False), self.device).eval()
         images = torch.rand(self.batch, 3, self.size, self.size, device=self.device)
         if method == FORWARD:
             return torch.no_grad()(lambda: backbone(images))

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import copy
 import ctypes
+import functools
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tta.devices import choose_device, choose_precision, describe_device, keep_memory
+from backbones_for_tests import small_net
+from tta.backbones import Backbone, timm_backbone
+from tta.devices import choose_device, choose_precision, describe_device, keep_memory, place
+from tta.methods import Tent
+from tta.objectives import EM
 
 
 @pytest.fixture
@@ -68,6 +76,44 @@ def test_precision(name: str, dtype: torch.dtype | None) -> None:
 def test_wrong_precision() -> None:
     with pytest.raises(ValueError, match=r"precision must be one of fp32, bf16.*; got 'fp8'"):
         choose_precision("fp8")
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("kind", "channels_last"), [("batch", True), ("none", True), ("group", False)])
+def test_a_cpu_gets_convolutions_in_the_format_it_is_fast_with(kind: str, channels_last: bool) -> None:
+    backbone = place(small_net(kind), CPU)
+    weights = backbone.get_parameter("body.3.weight")
+    assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert weights.is_contiguous() != channels_last
+
+
+def _tent(backbone: Backbone) -> Tent:
+    return Tent(backbone, EM(), functools.partial(torch.optim.SGD, lr=0.05))
+
+
+def test_the_format_changes_logits_by_rounding_alone(cifar_resnet18: Backbone, shared: Path) -> None:
+    with np.load(shared / "data" / "cifar10_test.npz") as file:
+        images = torch.from_numpy(file["images"][:100]).permute(0, 3, 1, 2).float() / 255
+    exact = _tent(copy.deepcopy(cifar_resnet18).double())(images.double())
+    for there in (images, images.contiguous()):
+        logits = _tent(place(copy.deepcopy(cifar_resnet18), CPU))(there)
+        assert (logits - exact).norm() <= 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_efficientnet", 64), ("convnext_atto", 64), ("test_vit", 160), ("resnet10t", 64)]
+)
+def test_the_format_changes_updates_by_rounding_alone(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="random weights"):
+        backbone = timm_backbone(name, pretrained=False).eval()
+    images = torch.rand(4, 3, size, size)
+    exact, ours = _tent(copy.deepcopy(backbone).double()), _tent(place(backbone, CPU))
+    for _ in range(2):
+        theirs, logits = exact(images.double()), ours(images)
+        assert (logits - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 FAULTS = """

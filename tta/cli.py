@@ -133,7 +133,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     import torch
 
     from tta.checkpoints import Checkpoints, code_digest
-    from tta.devices import choose_device, choose_precision, describe_device, device_digest, keep_memory
+    from tta.devices import choose_device, choose_precision, describe_device, device_digest, keep_memory, place
     from tta.runner import Runner, Turn
 
     whole_number("seed", config.seed, 0)
@@ -152,7 +152,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     def make() -> Backbone:
         backbone: Backbone = instantiate(config.model)
         match_classes(backbone, stream)
-        return backbone.to(device)
+        return place(backbone, device)
 
     backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
     torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now

@@ -1,10 +1,14 @@
-"""Choice of device and precision."""
+"""Choice of device, precision and memory format."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -49,6 +53,20 @@ def choose_precision(name: str) -> torch.dtype | None:
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {name!r}")
     return PRECISIONS[name]
+
+
+def place(backbone: ModuleT, device: torch.device) -> ModuleT:
+    """Bring a backbone, in place, to a device, and its convolutions to the memory format that is faster there.
+
+    On a CPU that is channels-last: images may have any format, and what the convolutions make of them is channels-last
+    from the first on. Only the order of sums differs. On a GPU the format stays what it is, as long as nobody has
+    measured there.
+    """
+    # torch 2.11 crashes on a CPU in the backward pass of a GroupNorm whose input is channels-last and without gradient.
+    grouped = any(isinstance(module, nn.GroupNorm) for module in backbone.modules())
+    if device.type == "cpu" and not grouped:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it
+    return backbone.to(device)
 
 
 def keep_memory() -> bool:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tta.checks import fraction, number, whole_number
 from tta.cli import chosen_options, dotted_keys, instantiate, match_classes, run_name
-from tta.devices import choose_device, choose_precision
+from tta.devices import choose_device, choose_precision, place
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study
@@ -117,7 +117,7 @@ def prepare(config: DictConfig) -> Search:
         if not len(domain.labels) or int(domain.labels.min()) < 0:
             raise ValueError(f"tta-search chooses with labels, but {domain} has images without: choose another stream")
     stream.prepare()
-    backbone = backbone.to(device)
+    backbone = place(backbone, device)
 
     def make_method(values: Values) -> Any:
         return instantiate(_with(config, values).method, backbone=backbone)
