@@ -1,6 +1,7 @@
 """Time what has to be fast, as ratios against a baseline timed in the same run.
 
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
+    python scripts/benchmark.py step --rounds 5 --out docs/benchmark-step-cpu.md
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
     python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
     python scripts/benchmark.py stream --rounds 5 --root imagenet/val --out docs/benchmark-stream-cpu.md
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from method_speed import FORWARD, Workload, peak
@@ -29,9 +31,12 @@ from torch import Tensor
 
 from tta.cli import CONFIGS
 from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES, corrupt
-from tta.devices import choose_device, describe_device, keep_memory
+from tta.devices import PRECISIONS, choose_device, describe_device, keep_memory
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
+
+if TYPE_CHECKING:
+    import step_speed
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SWEEP = ("method=source,bn_adapt,tent,adadem", "seed=0,1,2,3")
@@ -49,6 +54,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True)
     command = commands.add_parser("objectives", parents=[common], help="forward and backward pass of each objective")
     command.add_argument("--shapes", nargs="+", default=SHAPES, metavar="NxC", help="of the logits")
+    command = commands.add_parser("step", parents=[common], help="Tent, against a plain script and a forward pass")
+    command.add_argument("--batches", type=int, default=10, help="of a run")
+    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
     command = commands.add_parser("methods", parents=[common], help="a batch of each method, time and memory")
     command.add_argument("--model", default="resnet18", help="of timm, with random weights")
     command.add_argument("--batch", type=int, default=64, help="images")
@@ -75,6 +84,8 @@ def main() -> None:
         keep_memory()  # as the command does
     if options.what == "objectives":
         lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
+    elif options.what == "step":
+        lines = step(options.sizes, options.batches, options.precisions, options.threads, device, options.rounds)
     elif options.what == "corruptions":
         how = (device, options.rounds, options.batch, options.severity)
         lines = corruptions(options.corruptions, options.scales, *how)
@@ -130,6 +141,60 @@ def _step(objective: Objective, z: Tensor) -> Callable[[], None]:
         objective(logits).mean().backward()
 
     return step
+
+
+def step(
+    sizes: Sequence[int], batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
+) -> list[str]:
+    """Runs of Tent against a plain script's; a step against a forward pass, AdaDEM against EM, and the machine."""
+    import step_speed
+
+    shapes = {name: shape for name, shape in step_speed.SHAPES.items() if shape.size in sizes}
+    columns: list[dict[str, str]] = []
+    for shape in shapes.values():
+        column = _runs(shape, batches, precisions, threads, device, rounds)
+        flops = step_speed.step_flops(shape)
+        for precision in precisions:
+            seconds = medians(step_speed.steps(shape, device, precision), device, rounds)
+            column[f"step over forward pass, {precision}"] = f"{seconds['EM'] / seconds['forward']:.2f}"
+            column[f"AdaDEM's step over EM's, {precision}"] = f"{seconds['AdaDEM'] / seconds['EM']:.3f}"
+            product, operations = step_speed.matrix_product(device, precision)
+            rate = operations / medians({"product": product}, device, rounds)["product"]
+            column[f"step's FLOP/s over those of a matrix product, {precision}"] = (
+                f"{flops / seconds['EM'] / rate:.2f} of {rate / 1e9:.0f} GFLOP/s"
+            )
+        columns.append(column)
+    title = f"Tent with EM: runs of {batches} batches, from the first to the last row written, and single steps."
+    rows = [("", *shapes), ("---", *["---:"] * len(shapes))]
+    rows += [(name, *(column[name] for column in columns)) for name in columns[0]]
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _runs(
+    shape: step_speed.Shape, batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
+) -> dict[str, str]:
+    """Seconds and memory of whole runs, a process for each kind, which take turns."""
+    from step_speed import Elsewhere, our_run, plain_run
+
+    plain = "run, plain script (fp32)"
+    work: dict[str, tuple[Any, ...]] = {plain: (plain_run, shape, batches, device)}
+    work |= {f"run, ours, {precision}": (our_run, shape, batches, device, precision) for precision in precisions}
+    processes = {name: Elsewhere(name != plain, threads) for name in work}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for number in range(-1, rounds):  # the first only warms up
+        for name, process in processes.items():
+            result = process(*work[name])
+            if number >= 0:
+                measured[name].append(result)
+    for process in processes.values():
+        process.close()
+    seconds = {name: statistics.median(second for second, _ in results) for name, results in measured.items()}
+    bytes_ = {name: max(peak for _, peak in results) for name, results in measured.items()}
+    cells = {plain: f"{seconds[plain]:.2f} s, {bytes_[plain] / 2**20:.0f} MiB"}
+    for name in list(work)[1:]:
+        faster, more = seconds[plain] / seconds[name], bytes_[name] / bytes_[plain]
+        cells[name] = f"{faster:.2f} times as fast, {more:.2f} of the memory"
+    return cells
 
 
 class LoopAdaDEM(AdaDEM):

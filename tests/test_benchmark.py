@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import sweep_files
@@ -53,6 +56,51 @@ def test_corruptions_are_images_per_second_beside_the_plain_recipes(tmp_path: Pa
     assert abs(geometric - (fog * contrast) ** 0.5) < 0.1 + 0.05 * geometric
     assert abs(arithmetic - (fog + contrast) / 2) < 0.11
     assert "benchmark.py corruptions --device cpu" in out.read_text()
+
+
+def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["step", "--device", "cpu", "--rounds", "1", "--batches", "1", "--sizes", "32", "--precisions", "fp32"]
+    subprocess.run([sys.executable, str(SCRIPT), *words, "--out", str(out)], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    cells = dict(rows[2:])
+    assert re.fullmatch(r"\d+\.\d\d s, \d+ MiB", cells["run, plain script (fp32)"])
+    assert re.fullmatch(r"\d+\.\d\d times as fast, \d\.\d\d of the memory", cells["run, ours, fp32"])
+    assert float(cells["step over forward pass, fp32"]) > 1.5  # a forward and a backward pass
+    assert 0.5 < float(cells["AdaDEM's step over EM's, fp32"]) < 2
+    assert 0 < float(cells["step's FLOP/s over those of a matrix product, fp32"].split()[0]) < 1
+
+
+def test_the_plain_script_is_tent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    speed = importlib.import_module("step_speed")
+    shape, left = speed.Shape(32, 8, 10), []
+
+    class Loader:
+        def __init__(self, images: Any, batch: int, shuffle: bool) -> None:
+            samples = [images[n] for n in range(len(images))]
+            self.batches = torch.stack([image for image, _ in samples]).split(batch)
+
+        def __iter__(self) -> Any:
+            return iter([(images, torch.zeros(len(images))) for images in self.batches])
+
+    class Remembered(torch.optim.SGD):
+        def __init__(self, parameters: Any, lr: float) -> None:
+            left.extend(parameters)
+            super().__init__(left, lr)
+
+    monkeypatch.setattr(speed, "LR", 1.0)
+    monkeypatch.setattr(speed, "DataLoader", Loader)
+    ours = speed.tent(shape, torch.device("cpu"))
+    for images in Loader(speed.Images(*shape.arrays(2)), 8, False).batches:
+        ours(images)
+    monkeypatch.setattr(torch.optim, "SGD", Remembered)
+    speed.plain_run(shape, 2, torch.device("cpu"))
+    adapted = [p for p in ours.backbone.parameters() if p.requires_grad]
+    assert len(adapted) == len(left) > 0
+    for parameter, plain in zip(adapted, left, strict=True):
+        torch.testing.assert_close(parameter, plain, rtol=1e-3, atol=1e-4)
+    assert any((p - p.round()).abs().max() > 1e-3 for p in left)  # away from ones and zeros
 
 
 def test_streams_are_images_per_second_beside_the_official_loops(tmp_path: Path) -> None:
