@@ -56,7 +56,7 @@ def main() -> None:
     command.add_argument("--shapes", nargs="+", default=SHAPES, metavar="NxC", help="of the logits")
     command = commands.add_parser("step", parents=[common], help="Tent, against a plain script and a forward pass")
     command.add_argument("--batches", type=int, default=10, help="of a run")
-    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: all of the device")
     command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
     command = commands.add_parser("methods", parents=[common], help="a batch of each method, time and memory")
     command.add_argument("--model", default="resnet18", help="of timm, with random weights")
@@ -85,7 +85,8 @@ def main() -> None:
     if options.what == "objectives":
         lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
     elif options.what == "step":
-        lines = step(options.sizes, options.batches, options.precisions, options.threads, device, options.rounds)
+        precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
+        lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
     elif options.what == "corruptions":
         how = (device, options.rounds, options.batch, options.severity)
         lines = corruptions(options.corruptions, options.scales, *how)

@@ -112,7 +112,7 @@ def our_run(shape: Shape, batches: int, device: torch.device, precision: str) ->
     stream = Stream([Domain("noise", 5, labels, ArrayImages(pixels))], shape.classes, shape.batch)
     method = tent(shape, device)
     with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
-        runner = Runner(method, stream, Scenario(), 0, directory, [], device, choose_precision(precision))
+        runner = Runner(method, stream, Scenario(), 0, directory, [], device, choose_precision(precision, device))
         began = time.perf_counter()
         runner.run()
         return time.perf_counter() - began
@@ -157,13 +157,12 @@ def _measured(function: Callable[..., float], *arguments: object) -> tuple[float
 
 def steps(shape: Shape, device: torch.device, precision: str) -> dict[str, Callable[[], None]]:
     """Make functions that take one batch through the frozen backbone, and through Tent with EM and with AdaDEM."""
-    autocast = choose_precision(precision)
-    backbone = place(shape.backbone(), device)
+    computes_in, backbone = choose_precision(precision, device), place(shape.backbone(), device)
     images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
 
     def through(module: nn.Module) -> Callable[[], None]:
         def step() -> None:
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with computes_in.on(device):
                 module(images)
 
         return step
@@ -185,6 +184,6 @@ def step_flops(shape: Shape) -> int:
 
 def matrix_product(device: torch.device, precision: str, n: int = 2048) -> tuple[Callable[[], object], int]:
     """Make a function that multiplies two matrices, and say how many operations that takes."""
-    dtype = choose_precision(precision) or torch.float32
+    dtype = choose_precision(precision, device).dtype or torch.float32
     a, b = torch.rand(2, n, n, device=device).to(dtype)
     return lambda: a @ b, 2 * n**3

@@ -71,7 +71,7 @@ def run(folder: Path, scenario: Scenario, every: int | None = 1, stop: int | Non
     checkpoints.load(said.append)
     assert not said
     loggers: list[Logger] = []
-    runner = Runner(method(), stream(), scenario, 0, directory, loggers, CPU, None, checkpoints)
+    runner = Runner(method(), stream(), scenario, 0, directory, loggers, CPU, checkpoints=checkpoints)
     done = runner.prepare()
     assert (done > 0) == (checkpoints.state is not None)
     predict, calls = runner._predict, 0

@@ -242,7 +242,7 @@ WRONG = {
     "argument of a class": (["+optimizer.mu=1"], r"method: SGD.__init__\(\) got an unexpected keyword argument 'mu'"),
     "steps": (["method.steps=0"], "method.steps must be a whole number of at least 1, got 0"),
     "device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
-    "precision": (["precision=fp8"], "precision must be one of fp32, bf16; got 'fp8'"),
+    "precision": (["precision=fp8"], "precision must be one of fp32, tf32, bf16; got 'fp8'"),
     "runs directory": (["runs_dir=/dev/null/runs"], "runs_dir: .* cannot be written .*choose another"),
     "diverges": (["optimizer.lr=1e30"], "is not finite at step 1 .*smaller optimizer.lr"),
     "model": (["model.name=resnet5", "model.checkpoint=null"], "no model 'resnet5'; did you mean resnet50"),

@@ -6,6 +6,7 @@ import functools
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tta.backbones import Backbone, timm_backbone
 from tta.devices import choose_device, choose_precision, describe_device, keep_memory, place
 from tta.methods import Tent
 from tta.objectives import EM
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -68,17 +71,34 @@ def test_description_of_a_gpu_says_its_name(monkeypatch: pytest.MonkeyPatch) -> 
     assert describe_device(torch.device("cuda:1")) == "cuda:1 (model 1)"
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
-def test_precision(name: str, dtype: torch.dtype | None) -> None:
-    assert choose_precision(name) == dtype
+@pytest.fixture
+def restored_tf32() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tf32"), [("fp32", None, False), ("tf32", None, True), ("bf16", torch.bfloat16, False)]
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_precision(restored_tf32: None, name: str, dtype: torch.dtype | None, tf32: bool, before: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
+    with choose_precision(name, torch.device("cuda")).on(CPU):
+        product = torch.ones(1, 1) @ torch.ones(1, 1)
+    assert product.dtype == (dtype or torch.float32)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
 
 
 def test_wrong_precision() -> None:
-    with pytest.raises(ValueError, match=r"precision must be one of fp32, bf16.*; got 'fp8'"):
-        choose_precision("fp8")
+    with pytest.raises(ValueError, match=r"precision must be one of fp32, tf32, bf16; got 'fp8'"):
+        choose_precision("fp8", CPU)
 
 
-CPU = torch.device("cpu")
+def test_a_cpu_has_no_tf32() -> None:
+    with pytest.raises(ValueError, match="precision=tf32 is of a GPU's tensor cores: on a CPU take fp32 or bf16"):
+        choose_precision("tf32", CPU)
 
 
 @pytest.mark.parametrize(("kind", "channels_last"), [("batch", True), ("none", True), ("group", False)])

@@ -140,7 +140,8 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     pool.check(config.replicas, config.replica_pass)
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
-    device, autocast = choose_device(config.device), choose_precision(config.precision)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     if device.type == "cpu":
         keep_memory()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -170,7 +171,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     stream.prepare()
     made_by = {"run": identity, "code": code_digest(method, stream, scenario), "device": device_digest(device)}
     checkpoints = Checkpoints(directory.checkpoint_path, made_by, config.checkpoint.every)
-    runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, autocast, checkpoints)
+    runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, precision, checkpoints)
     origin = {
         "choices": chosen_options(),
         "weights": backbone.tag,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,28 @@ from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+@dataclass(frozen=True)
+class Precision:
+    """In what numbers a network computes.
+
+    Args:
+        dtype: for autocast, ``None`` for float32 throughout.
+        tf32: let a GPU take products of float32 numbers rounded to 10 bits after the point. Unless it is told
+            otherwise, torch does so in convolutions.
+    """
+
+    dtype: torch.dtype | None = None
+    tf32: bool = False
+
+    def on(self, device: torch.device) -> torch.autocast:
+        """Compute so, on this device, within the context; a backward pass behind it has the same choice of TF32."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
+
+
+FP32 = Precision()
+PRECISIONS = {"fp32": FP32, "tf32": Precision(tf32=True), "bf16": Precision(torch.bfloat16)}
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,10 +70,16 @@ def device_digest(device: torch.device) -> str:
     return f"cpu, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
-def choose_precision(name: str) -> torch.dtype | None:
-    """Return the autocast type of ``fp32`` (none) or ``bf16``; ``ValueError`` for another name."""
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """Turn ``fp32``, ``tf32`` or ``bf16`` into a precision that the device has.
+
+    Raises:
+        ValueError: for another name, or TF32 on a CPU, which has none.
+    """
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {name!r}")
+    if name == "tf32" and device.type == "cpu":
+        raise ValueError("precision=tf32 is of a GPU's tensor cores: on a CPU take fp32 or bf16")
     return PRECISIONS[name]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tta.checkpoints import Checkpoints, load_method_state, method_state, random_state, set_random_state
+from tta.devices import FP32, Precision
 from tta.loggers import Logger
 from tta.methods.base import Method, batch_too_small
 from tta.recorder import Recorder
@@ -33,7 +34,7 @@ class Runner:
         directory: entered after ``prepare`` and before ``run`` is called.
         loggers: are told of every row after it is in the directory; started before ``run`` is called.
         device: where the method is.
-        autocast: type for autocast, ``None`` for full precision.
+        precision: that it computes in.
         checkpoints: where the state is saved, and what to continue from; ``None`` saves nothing.
 
     Raises:
@@ -47,7 +48,7 @@ class Runner:
     directory: RunDirectory
     loggers: Sequence[Logger]
     device: torch.device
-    autocast: torch.dtype | None = None
+    precision: Precision = FP32
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class Runner:
         checkpoints.save(state)
 
     def _predict(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self.precision.on(self.device):
             return self.method(in_unit_range(images, self.device))
 
 

@@ -82,7 +82,7 @@ def kind(turn: Turn) -> Hashable | None:
     if backbone is None or not packable(runner.method, backbone):
         return None
     share_frozen(runner.method, backbone)  # now, as it may wait for others for long
-    return id(backbone), runner.device, runner.autocast, *likeness(runner.method)
+    return id(backbone), runner.device, runner.precision, *likeness(runner.method)
 
 
 class Lockstep:
@@ -96,7 +96,7 @@ class Lockstep:
     def __init__(self, members: Sequence[Member], way: str = FASTEST) -> None:
         self.members = list(members)
         self.device = members[0].runner.device
-        self.autocast = members[0].runner.autocast
+        self.precision = members[0].runner.precision
         self.most = len(members)
         self.way = way
         self._trial = _Trial(TRIED[self.device.type], self._wait) if way == FASTEST else None
@@ -160,7 +160,7 @@ class Lockstep:
                 member.go_on(error)
         if any(member.turn is None for member in group):
             return  # the others are asked again
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self.precision.on(self.device):
             images = [in_unit_range(_images(member), self.device) for member in group]
             try:
                 replicas = self._replicas(group, way)

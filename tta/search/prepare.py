@@ -108,7 +108,8 @@ def prepare(config: DictConfig) -> Search:
     labelled = {"part": "share", "share": options["share"], "share_seed": options["share_seed"]}
     if options["adapt_on"] == "share":
         config.scenario.update(labelled)
-    device, autocast = choose_device(config.device), choose_precision(config.precision)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
     scenario, stream, backbone = (instantiate(config[part]) for part in ("scenario", "stream", "model"))
@@ -123,7 +124,7 @@ def prepare(config: DictConfig) -> Search:
         return instantiate(_with(config, values).method, backbone=backbone)
 
     share = replace(scenario, **labelled)
-    evaluation = Evaluation(make_method, stream, scenario, share, config.seed, device, autocast)
+    evaluation = Evaluation(make_method, stream, scenario, share, config.seed, device, precision)
     method = make_method(first or (space.grid or [present])[0])
     evaluation.check(method)
     configuration = _configuration(config, space, first, backbone.tag, f"{stream.digest} {method.data}".strip())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tta.devices import FP32, Precision
 from tta.methods.base import Method, batch_too_small
 from tta.runner import Runner
 from tta.runs import RunDirectory
@@ -146,7 +147,7 @@ class Evaluation:
         share: brings the images alone whose labels may be used.
         seed: of the order and of whatever the method draws.
         device: where the method is.
-        autocast: type for autocast, ``None`` for full precision.
+        precision: that it computes in.
     """
 
     make_method: Callable[[Values], Method]
@@ -155,7 +156,7 @@ class Evaluation:
     share: Scenario
     seed: int
     device: torch.device
-    autocast: torch.dtype | None = None
+    precision: Precision = FP32
 
     def __post_init__(self) -> None:
         self._stream = JudgedStream(self.stream, self.scenario, self.seed, self.share)
@@ -178,7 +179,7 @@ class Evaluation:
         reporter = Reporter(report, 0 if self.scenario.mix else self._stream.visits)
         with TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
             runner = Runner(
-                method, self._stream, self.scenario, self.seed, directory, [reporter], self.device, self.autocast
+                method, self._stream, self.scenario, self.seed, directory, [reporter], self.device, self.precision
             )
             runner.run()
         return fmean(reporter.accuracies)
