@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 import tta.runner
 from sweep_files import make_files
 from tta.cli import CONFIGS
+from tta.methods import Method
 
 N = 20  # images per domain
 Command = Callable[..., Any]
@@ -204,6 +206,17 @@ def test_defaults_of_the_methods_are_told_apart(tta_command: Command, capsys: py
 def test_bf16_runs(tta_command: Command, small: list[str], tmp_path: Path) -> None:
     tta_command(*small, "precision=bf16")
     assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["config"]["precision"] == "bf16"
+
+
+def test_a_compiled_run_says_so_and_is_the_same_run(
+    tta_command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    compiled = functools.partialmethod(Method.compile, backend="aot_eager")  # the usual one takes a minute
+    monkeypatch.setattr(Method, "compile", compiled)
+    tta_command(*small, "compile=true")
+    assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["compiled"] is True
+    tta_command(*small)
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_the_command_leaves_the_environment_as_it_was(tta_command: Command, small: list[str]) -> None:

@@ -158,6 +158,8 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
     torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
     method = instantiate(config.method, backbone=backbone)
+    if config.compile:
+        method.compile()
     name = run_name(resolved, stream.subset)
     identity = fingerprint(resolved, backbone.tag, stream.digest, method.data)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
@@ -169,7 +171,8 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
         return skipped
     # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
     stream.prepare()
-    made_by = {"run": identity, "code": code_digest(method, stream, scenario), "device": device_digest(device)}
+    computed_by = device_digest(device) + ", compiled" * method.compiled
+    made_by = {"run": identity, "code": code_digest(method, stream, scenario), "device": computed_by}
     checkpoints = Checkpoints(directory.checkpoint_path, made_by, config.checkpoint.every)
     runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, precision, checkpoints)
     origin = {
@@ -183,6 +186,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
         "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
+        "compiled": method.compiled,
         **provenance(command),
         "config": resolved,
     }

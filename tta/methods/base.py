@@ -156,6 +156,18 @@ class Method(nn.Module, ABC):
                 group["capturable"] = True  # the count of steps stays on the device
         return made
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have ``torch.compile`` make the backbone's passes, in place, as the first batches come; see there.
+
+        A batch of another size, as the last of a domain is, has it compile once more, for all sizes.
+        """
+        self.backbone.compile(*args, **kwargs)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ``compile`` was called."""
+        return self.backbone._compiled_call_impl is not None
+
     def report(self, **diagnostics: Tensor) -> None:
         """Tell the runner about this step, in scalar tensors on the device: ``loss`` (nats), ``used`` (samples)."""
         self.diagnostics = diagnostics

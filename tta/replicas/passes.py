@@ -26,7 +26,7 @@ FAR = {False: 0.01, True: 0.1}
 def packable(method: Method, backbone: nn.Module) -> bool:
     """Whether the passes of a method can be shared with others that were made from the same backbone."""
     kind = type(method)
-    if not isinstance(method, OnePass) or method.window or method.steps > 1:
+    if not isinstance(method, OnePass) or method.window or method.steps > 1 or method.compiled:
         return False
     ways = {"forward": Method, "predict": Method, "step": OnePass, "learn": OnePass}
     if any(getattr(kind, name) is not getattr(base, name) for name, base in ways.items()):
