@@ -6,19 +6,22 @@ import functools
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from tta.backbones import Backbone
+from tta.devices import choose_precision
 from tta.loggers import Logger
 from tta.methods import BNAdapt, Method, Source, Tent
-from tta.objectives import EM, AdaDEM
+from tta.objectives import EM, AdaDEM, Objective
 from tta.runner import Runner
 from tta.runs import RunDirectory
 from tta.streams import Scenario, Stream
 from tta.streams.cifar import cifar_c
 
 NO_LOGGERS: list[Logger] = []
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,24 @@ def test_batch_statistics_are_far_above_source(cifar_resnet18: Backbone, stream:
     adapted = accuracy(BNAdapt(cifar_resnet18), stream, tmp_path / "bn")
     assert 0.55 < source < 0.68
     assert adapted > source + 0.10
+
+
+@pytest.mark.parametrize("objective", [None, EM(), AdaDEM()], ids=["bn_adapt", "em", "adadem"])
+def test_bf16_is_as_accurate_as_fp32(
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, objective: Objective | None
+) -> None:
+    found = []
+    for name in ("fp32", "bf16"):
+        sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+        method = Tent(cifar_resnet18, objective, sgd) if objective else BNAdapt(cifar_resnet18)
+        with RunDirectory(tmp_path / name) as directory:
+            computes_in = choose_precision(name, CPU)
+            runner = Runner(method, stream, Scenario(), 0, directory, NO_LOGGERS, CPU, computes_in)
+            found.append(runner.run()["accuracy"])
+    fp32, bf16 = found
+    entropies = [pd.read_csv(tmp_path / name / "batches.csv").entropy for name in ("fp32", "bf16")]
+    assert (entropies[0] != entropies[1]).any()  # or autocast was not on
+    assert abs(bf16 - fp32) <= 0.002
 
 
 def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(
