@@ -121,4 +121,5 @@ def _origin(choices: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
         "method_data": None,
         "reset": config["scenario"]["reset"],
         "device": describe_device(CPU),
+        "compiled": False,
     }
