@@ -20,13 +20,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from method_speed import FORWARD, Workload, peak
+from timing import medians
 from torch import Tensor
 
 from tta.cli import CONFIGS
@@ -35,9 +35,6 @@ from tta.devices import PRECISIONS, choose_device, describe_device, keep_memory
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
-if TYPE_CHECKING:
-    import step_speed
-
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SWEEP = ("method=source,bn_adapt,tent,adadem", "seed=0,1,2,3")
 SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
@@ -45,6 +42,40 @@ SHAPES = ("64x10", "64x1000", "512x1000", "64x21841")
 
 def main() -> None:
     """Run a benchmark and show its table."""
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    if device.type == "cpu":
+        keep_memory()  # as the command does
+    if options.what == "objectives":
+        lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
+    elif options.what == "step":
+        precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
+        lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
+    elif options.what == "corruptions":
+        how = (device, options.rounds, options.batch, options.severity)
+        lines = corruptions(options.corruptions, options.scales, *how)
+    elif options.what == "sweep":
+        lines = sweep(options.words, options.device, options.threads, device, options.rounds)
+    elif options.what == "stream":
+        lines = stream(options.root, options.images, options.batch, options.workers, device, options.rounds)
+    elif options.what == "compare":
+        lines = compare(options.runs, device, options.rounds)
+    else:
+        work = Workload(options.model, options.batch, options.size, device, options.threads)
+        lines = methods(work, options.rounds, options.methods)
+    if getattr(options, "root", None):  # where it is says nothing to others
+        sys.argv = [word.replace(str(options.root), options.root.name) for word in sys.argv]
+    lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
+    lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        with atomic_file(options.out) as file:
+            file.write_text(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--device", default="auto")
     common.add_argument("--threads", type=int, default=1, help="of the CPU")
@@ -77,37 +108,7 @@ def main() -> None:
     command.add_argument("--words", nargs="+", default=SWEEP, help="of the sweep, as after tta -m")
     command = commands.add_parser("compare", parents=[common], help="seconds of tta-compare on many finished runs")
     command.add_argument("--runs", type=int, default=1000, help="that are made in a temporary folder, 0.5 MB each")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        keep_memory()  # as the command does
-    if options.what == "objectives":
-        lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
-    elif options.what == "step":
-        precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
-        lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
-    elif options.what == "corruptions":
-        how = (device, options.rounds, options.batch, options.severity)
-        lines = corruptions(options.corruptions, options.scales, *how)
-    elif options.what == "sweep":
-        lines = sweep(options.words, options.device, options.threads, device, options.rounds)
-    elif options.what == "stream":
-        lines = stream(options.root, options.images, options.batch, options.workers, device, options.rounds)
-    elif options.what == "compare":
-        lines = compare(options.runs, device, options.rounds)
-    else:
-        work = Workload(options.model, options.batch, options.size, device, options.threads)
-        lines = methods(work, options.rounds, options.methods)
-    if getattr(options, "root", None):  # where it is says nothing to others
-        sys.argv = [word.replace(str(options.root), options.root.name) for word in sys.argv]
-    lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
-    lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        with atomic_file(options.out) as file:
-            file.write_text(text)
+    return parser
 
 
 def objectives(device: torch.device, rounds: int, shapes: Sequence[tuple[int, ...]]) -> list[str]:
@@ -148,54 +149,19 @@ def step(
     sizes: Sequence[int], batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
 ) -> list[str]:
     """Runs of Tent against a plain script's; a step against a forward pass, AdaDEM against EM, and the machine."""
-    import step_speed
+    from step_speed import SHAPES, runs, steps
 
-    shapes = {name: shape for name, shape in step_speed.SHAPES.items() if shape.size in sizes}
+    shapes = {name: shape for name, shape in SHAPES.items() if shape.size in sizes}
     columns: list[dict[str, str]] = []
     for shape in shapes.values():
-        column = _runs(shape, batches, precisions, threads, device, rounds)
-        flops = step_speed.step_flops(shape)
+        column = runs(shape, batches, precisions, threads, device, rounds)
         for precision in precisions:
-            seconds = medians(step_speed.steps(shape, device, precision), device, rounds)
-            column[f"step over forward pass, {precision}"] = f"{seconds['EM'] / seconds['forward']:.2f}"
-            column[f"AdaDEM's step over EM's, {precision}"] = f"{seconds['AdaDEM'] / seconds['EM']:.3f}"
-            product, operations = step_speed.matrix_product(device, precision)
-            rate = operations / medians({"product": product}, device, rounds)["product"]
-            column[f"step's FLOP/s over those of a matrix product, {precision}"] = (
-                f"{flops / seconds['EM'] / rate:.2f} of {rate / 1e9:.0f} GFLOP/s"
-            )
+            column |= {f"{name}, {precision}": cell for name, cell in steps(shape, device, precision, rounds).items()}
         columns.append(column)
     title = f"Tent with EM: runs of {batches} batches, from the first to the last row written, and single steps."
     rows = [("", *shapes), ("---", *["---:"] * len(shapes))]
     rows += [(name, *(column[name] for column in columns)) for name in columns[0]]
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _runs(
-    shape: step_speed.Shape, batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
-) -> dict[str, str]:
-    """Seconds and memory of whole runs, a process for each kind, which take turns."""
-    from step_speed import Elsewhere, our_run, plain_run
-
-    plain = "run, plain script (fp32)"
-    work: dict[str, tuple[Any, ...]] = {plain: (plain_run, shape, batches, device)}
-    work |= {f"run, ours, {precision}": (our_run, shape, batches, device, precision) for precision in precisions}
-    processes = {name: Elsewhere(name != plain, threads) for name in work}
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
-    for number in range(-1, rounds):  # the first only warms up
-        for name, process in processes.items():
-            result = process(*work[name])
-            if number >= 0:
-                measured[name].append(result)
-    for process in processes.values():
-        process.close()
-    seconds = {name: statistics.median(second for second, _ in results) for name, results in measured.items()}
-    bytes_ = {name: max(peak for _, peak in results) for name, results in measured.items()}
-    cells = {plain: f"{seconds[plain]:.2f} s, {bytes_[plain] / 2**20:.0f} MiB"}
-    for name in list(work)[1:]:
-        faster, more = seconds[plain] / seconds[name], bytes_[name] / bytes_[plain]
-        cells[name] = f"{faster:.2f} times as fast, {more:.2f} of the memory"
-    return cells
 
 
 class LoopAdaDEM(AdaDEM):
@@ -324,31 +290,6 @@ def compare(number: int, device: torch.device, rounds: int) -> list[str]:
         "that reading summary.json and batches.csv of each run takes."
     )
     return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def medians(
-    candidates: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    rounds: int,
-    warm_up: int = 3,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each candidate, after as many rounds that only warm up."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(-warm_up, rounds):
-        for name, candidate in candidates.items():
-            wait()
-            began = clock()
-            candidate()
-            wait()
-            if number >= 0:
-                seconds[name].append(clock() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

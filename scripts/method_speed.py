@@ -57,13 +57,13 @@ def _peak_here(work: Workload, method: str) -> int:
         torch.cuda.reset_peak_memory_stats(work.device)
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the process begins anew (Linux)
-    before = torch.cuda.memory_allocated(work.device) if on_gpu else _resident("VmRSS")
+    before = torch.cuda.memory_allocated(work.device) if on_gpu else resident("VmRSS")
     for _ in range(3):
         step()
-    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else _resident("VmHWM")) - before
+    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else resident("VmHWM")) - before
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM)."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import re
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
+from method_speed import resident
+from timing import medians
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
@@ -150,28 +153,32 @@ def _measured(function: Callable[..., float], *arguments: object) -> tuple[float
     value = function(*arguments)
     if torch.cuda.is_available():
         return value, torch.cuda.max_memory_allocated()
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return value, 1024 * int(found[1])
+    return value, resident("VmHWM")
 
 
-def steps(shape: Shape, device: torch.device, precision: str) -> dict[str, Callable[[], None]]:
-    """Make functions that take one batch through the frozen backbone, and through Tent with EM and with AdaDEM."""
-    computes_in, backbone = choose_precision(precision, device), place(shape.backbone(), device)
-    images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
-
-    def through(module: nn.Module) -> Callable[[], None]:
-        def step() -> None:
-            with computes_in.on(device):
-                module(images)
-
-        return step
-
-    return {
-        "forward": torch.no_grad()(through(backbone)),
-        "EM": through(tent(shape, device)),
-        "AdaDEM": through(tent(shape, device, AdaDEM())),
-    }
+def runs(
+    shape: Shape, batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
+) -> dict[str, str]:
+    """Seconds and memory of whole runs, a process for each kind, which take turns."""
+    plain = "run, plain script (fp32)"
+    work: dict[str, tuple[Any, ...]] = {plain: (plain_run, shape, batches, device)}
+    work |= {f"run, ours, {precision}": (our_run, shape, batches, device, precision) for precision in precisions}
+    processes = {name: Elsewhere(name != plain, threads) for name in work}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for number in range(-1, rounds):  # the first only warms up
+        for name, process in processes.items():
+            result = process(*work[name])
+            if number >= 0:
+                measured[name].append(result)
+    for process in processes.values():
+        process.close()
+    seconds = {name: statistics.median(second for second, _ in results) for name, results in measured.items()}
+    bytes_ = {name: max(peak for _, peak in results) for name, results in measured.items()}
+    cells = {plain: f"{seconds[plain]:.2f} s, {bytes_[plain] / 2**20:.0f} MiB"}
+    for name in list(work)[1:]:
+        faster, more = seconds[plain] / seconds[name], bytes_[name] / bytes_[plain]
+        cells[name] = f"{faster:.2f} times as fast, {more:.2f} of the memory"
+    return cells
 
 
 def step_flops(shape: Shape) -> int:
@@ -187,3 +194,27 @@ def matrix_product(device: torch.device, precision: str, n: int = 2048) -> tuple
     dtype = choose_precision(precision, device).dtype or torch.float32
     a, b = torch.rand(2, n, n, device=device).to(dtype)
     return lambda: a @ b, 2 * n**3
+
+
+def steps(shape: Shape, device: torch.device, precision: str, rounds: int) -> dict[str, str]:
+    """Tell a step of Tent against a forward pass of the frozen backbone, AdaDEM against EM, and the machine's speed."""
+    computes_in, backbone = choose_precision(precision, device), place(shape.backbone(), device)
+    images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
+
+    def through(module: nn.Module) -> Callable[[], None]:
+        def step() -> None:
+            with computes_in.on(device):
+                module(images)
+
+        return step
+
+    ways = {"EM": through(tent(shape, device)), "AdaDEM": through(tent(shape, device, AdaDEM()))}
+    seconds = medians({"forward": torch.no_grad()(through(backbone)), **ways}, device, rounds)
+    product, operations = matrix_product(device, precision)
+    rate = operations / medians({"product": product}, device, rounds)["product"]
+    share = step_flops(shape) / seconds["EM"] / rate
+    return {
+        "step over forward pass": f"{seconds['EM'] / seconds['forward']:.2f}",
+        "AdaDEM's step over EM's": f"{seconds['AdaDEM'] / seconds['EM']:.3f}",
+        "step's FLOP/s over those of a matrix product": f"{share:.2f} of {rate / 1e9:.0f} GFLOP/s",
+    }

@@ -14,6 +14,7 @@ import torch
 import faulty_server
 import tiny_data
 from faulty_server import Server
+from sweep_files import make_files
 from tiny_data import MD5, TAR
 from tta import cli
 from tta.backbones import Backbone, timm_backbone
@@ -55,6 +56,14 @@ def cifar_resnet18(shared: Path) -> Backbone:
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set in the layout of CIFAR-10-C, and a checkpoint of a small network with BatchNorm."""
+    root = tmp_path_factory.mktemp("files")
+    make_files(root)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep_files import left, make_files, words
+from sweep_files import left, words
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEEDED = {
@@ -27,13 +27,6 @@ NEEDED = {
 def needs(extra: str) -> pytest.MarkDecorator:
     there = find_spec(NEEDED[extra]) is not None
     return pytest.mark.skipif(not there, reason=f"not installed: pip install 'tta[{extra}]'")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("files")
-    make_files(root)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,6 @@ from tta.streams.classes import Part
 Command = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("files")
-    make_files(root)
-    return root
-
-
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each part is made."""

@@ -16,19 +16,12 @@ import pytest
 import torch
 
 import tta.runner
-from sweep_files import left, make_files, words
+from sweep_files import left, words
 from tta import cli, sweeps
 from tta.claims import claim
 from tta.sweeps import Outcome, Record, Sweep, SweepError, run_sweep
 
 Command = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("files")
-    make_files(root)
-    return root
 
 
 @pytest.fixture

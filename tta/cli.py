@@ -177,12 +177,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     runner = Runner(method, stream, scenario, config.seed, directory, _loggers(config), device, precision, checkpoints)
     origin = {
         "choices": chosen_options(),
-        "weights": backbone.tag,
-        "normalization": backbone.normalization,
-        "data": stream.digest,
-        "subset": stream.subset,
-        "classes": backbone.num_classes,
-        "classes_of_the_backbone": backbone.total_classes,
+        **_parts(backbone, stream),
         "method_data": method.data or None,
         "reset": scenario.reset,
         "device": describe_device(device),
@@ -199,6 +194,18 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
             checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
         summary = yield from _record(name, runner, origin)
     return _tell(name, summary, path)
+
+
+def _parts(backbone: Backbone, stream: Stream) -> dict[str, Any]:
+    """Say of backbone and stream what results record."""
+    return {
+        "weights": backbone.tag,
+        "normalization": backbone.normalization,
+        "data": stream.digest,
+        "subset": stream.subset,
+        "classes": backbone.num_classes,
+        "classes_of_the_backbone": backbone.total_classes,
+    }
 
 
 def _shared() -> Shared:

@@ -90,11 +90,17 @@ def place(backbone: ModuleT, device: torch.device) -> ModuleT:
     from the first on. Only the order of sums differs. On a GPU the format stays what it is, as long as nobody has
     measured there.
     """
-    # torch 2.11 crashes on a CPU in the backward pass of a GroupNorm whose input is channels-last and without gradient.
-    grouped = any(isinstance(module, nn.GroupNorm) for module in backbone.modules())
-    if device.type == "cpu" and not grouped:
+    if device.type == "cpu" and bears_channels_last(backbone):
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it
     return backbone.to(device)
+
+
+def bears_channels_last(model: nn.Module) -> bool:
+    """Whether a CPU can compute a model's gradients on channels-last images.
+
+    torch 2.11 crashes there in the backward pass of a GroupNorm whose input is channels-last and needs no gradient.
+    """
+    return not any(isinstance(module, nn.GroupNorm) for module in model.modules())
 
 
 def keep_memory() -> bool:

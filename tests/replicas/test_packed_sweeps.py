@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import tta.runner
-from sweep_files import differences, left, make_files, words
+from sweep_files import differences, left, words
 from tta import sweeps
 from tta.claims import claim
 from tta.metrics import Predictions
@@ -31,13 +31,6 @@ from tta.replicas.passes import Replicas
 Command = Callable[..., Any]
 PASSES = ["blocks", "interleaved"]
 OBJECTIVES = "em,cadf,dem,adadem,adadem_norm,adadem_mec,come,slr"
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("files")
-    make_files(root)
-    return root
 
 
 @pytest.fixture

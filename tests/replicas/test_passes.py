@@ -52,6 +52,13 @@ def images(step: int, count: int, n: int = 12, device: str = "cpu") -> list[Tens
     return [batch.to(device).contiguous(memory_format=torch.channels_last) for batch in made]
 
 
+def side_by_side(alone: Sequence[OnePass], replicas: Replicas, batches: Sequence[Tensor]) -> None:
+    """Give the same batches to methods by themselves and in one pass."""
+    for method, batch in zip(alone, batches, strict=True):
+        method(batch)
+    together(replicas, batches)
+
+
 def together(replicas: Replicas, batches: Sequence[Tensor]) -> list[Tensor]:
     for method, batch in zip(replicas.methods, batches, strict=True):
         method.begin(len(batch))
@@ -225,10 +232,7 @@ def test_parameters_that_a_replica_leaves_out_stay() -> None:
     alone, packed = ([Tent(backbone, EM(), sgd, few), Tent(backbone, EM(), sgd)] for _ in range(2))
     replicas = Replicas(packed, Interleaved)
     for step in range(3):
-        batches = images(step, 2)
-        for method, batch in zip(alone, batches, strict=True):
-            method(batch)
-        together(replicas, batches)
+        side_by_side(alone, replicas, images(step, 2))
     same_weights(alone, packed)
     kept = packed[0].backbone.get_parameter("body.4.weight")
     assert torch.equal(kept, backbone.get_parameter("body.4.weight"))
@@ -340,10 +344,7 @@ def test_methods_of_a_users_own_share_passes() -> None:
     alone, packed = ([Sure(backbone, sgd, threshold) for threshold in (0.3, 0.8, 2.0)] for _ in range(2))
     replicas = Replicas(packed, Interleaved)
     for step in range(4):
-        batches = images(step, 3)
-        for method, batch in zip(alone, batches, strict=True):
-            method(batch)
-        together(replicas, batches)
+        side_by_side(alone, replicas, images(step, 3))
         used = [[int(method.diagnostics["used"]) for method in methods_] for methods_ in (alone, packed)]
         assert used[0] == used[1]
     assert used[0][0] < used[0][1] < used[0][2]

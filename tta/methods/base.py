@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tta.checks import whole_number
+from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
 from tta.objectives import Objective
 
@@ -65,7 +66,7 @@ class Method(nn.Module, ABC):
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.backbone.modules():
             module.training = False
-        self._has_group_norm = any(isinstance(module, nn.GroupNorm) for module in self.backbone.modules())
+        self._bears_channels_last = bears_channels_last(self.backbone)
         self.diagnostics: dict[str, Tensor] = {}
         self._initial: dict[str, Any] | None = None
 
@@ -111,9 +112,7 @@ class Method(nn.Module, ABC):
         """Give the same images, as a backward pass can bear them."""
         # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
         images = images.clone() if images.is_inference() else images
-        if self._has_group_norm and images.device.type == "cpu":
-            # torch 2.11 crashes in the backward pass of a GroupNorm on a CPU whose input is channels-last, as
-            # images come from files, and needs no gradient.
+        if images.device.type == "cpu" and not self._bears_channels_last:
             images = images.contiguous()
         return images
 
