@@ -256,6 +256,8 @@ WRONG = {
     "steps": (["method.steps=0"], "method.steps must be a whole number of at least 1, got 0"),
     "device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
     "precision": (["precision=fp8"], "precision must be one of fp32, tf32, bf16; got 'fp8'"),
+    "compile": (["compile=maybe"], "compile must be true or false, got 'maybe'"),
+    "force": (["force=1"], "force must be true or false, got 1"),
     "runs directory": (["runs_dir=/dev/null/runs"], "runs_dir: .* cannot be written .*choose another"),
     "diverges": (["optimizer.lr=1e30"], "is not finite at step 1 .*smaller optimizer.lr"),
     "model": (["model.name=resnet5", "model.checkpoint=null"], "no model 'resnet5'; did you mean resnet50"),

@@ -6,8 +6,15 @@ import math
 from typing import Any
 
 
+def yes_or_no(name: str, value: Any) -> bool:
+    """Return ``value`` if it is true or false, else raise ``ValueError`` that says so."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return ``value`` if it is a whole number in that range, else raise ``ValueError`` that says so."""
+    """Return ``value`` if it is a whole number in that range, else raise ``ValueError`` as above."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         expected = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {expected}, got {value!r}")

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from tta.checks import number, whole_number
+from tta.checks import number, whole_number, yes_or_no
 from tta.claims import TakenError, claim
 from tta.parts import Shared, shared_in
 from tta.replicas import pool
@@ -137,6 +137,8 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     from tta.runner import Runner, Turn
 
     whole_number("seed", config.seed, 0)
+    for key in ("compile", "force"):
+        yes_or_no(key, config[key])
     pool.check(config.replicas, config.replica_pass)
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
