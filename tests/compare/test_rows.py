@@ -141,7 +141,7 @@ def test_where_files_are_and_how_they_are_read_tells_no_tables_apart(runs: Path)
 
 def test_warnings_within_a_table(runs: Path) -> None:
     write_run(runs / "d", "tent", 0, FOG, config={"precision": "bf16"}, device="cuda", packages={"torch": "2.12.0"})
-    write_run(runs / "e", "source", 1, FOG, skipped=["a.jpeg"])
+    write_run(runs / "e", "source", 1, FOG, skipped=["a.jpeg"], config={"replicas": 8})
     again = write_run(runs / "f", "tent", 1, {"fog": 1.0, "snow": 1.0}, date="2026-02-01T12:00:00+00:00")
     table = only(runs)
     (row,) = (row for row in table.rows if row.label == "tent + em (lr 0.01)")
@@ -153,6 +153,7 @@ def test_warnings_within_a_table(runs: Path) -> None:
         "runs were made with torch 2.11.0, 2.12.0",
         "images that could not be read were left out: source",
         "seconds cannot be compared, runs were on cpu (2 threads), cuda",
+        "seconds are those of all runs of a pass, where they shared one: source",
     ]
 
 
