@@ -17,8 +17,9 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from tta.checks import fraction, number, whole_number
-from tta.cli import chosen_options, dotted_keys, instantiate, match_classes, run_name
+from tta.cli import dotted_keys
 from tta.devices import choose_device, choose_precision, place
+from tta.job import chosen_options, instantiate, match_classes, run_name
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tta import cli
+from tta import job
 from tta.cli import CONFIGS
 from tta.paths import atomic_file
 from tta.search.report import before, words
@@ -101,7 +101,7 @@ def write_result(where: Place, search: Search, done: Sequence[Done], best: Done)
     if where.group == "objective":
         content["objective"] = {**search.objective}
     elif any(key.startswith("objective.") for key in best.values):
-        content["defaults"] = [{"override /objective": cli.chosen_options()["objective"]}, "_self_"]
+        content["defaults"] = [{"override /objective": job.chosen_options()["objective"]}, "_self_"]
     for key, value in best.values.items():
         *parts, last = key.split(".")
         node = content
@@ -163,7 +163,7 @@ def _without_objective(given: Sequence[str]) -> list[str]:
 def _with_objective(given: Sequence[str]) -> list[str]:
     """Name the objective, which ``tta-search`` may have by itself."""
     named = any(_key(word) == "objective" for word in given)
-    choice = cli.chosen_options().get("objective")
+    choice = job.chosen_options().get("objective")
     return [*given] if named or choice is None else [f"objective={choice}", *given]
 
 
@@ -211,4 +211,4 @@ def _run(overrides: Sequence[str], folder: Path) -> Path:
         HydraConfig.instance().set_config(config)
         with open_dict(config):
             del config["hydra"]
-        return Path(cli.run(config, sys.argv).path)
+        return Path(job.run(config, sys.argv).path)

@@ -1,0 +1,270 @@
+"""A job: one run, from its configuration to its summary. Besides the commands, all that sees a config object."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tta.checks import number, whole_number, yes_or_no
+from tta.claims import claim
+from tta.parts import Shared, shared_in
+from tta.replicas import pool
+from tta.runs import RunDirectory, fingerprint, provenance
+from tta.sweeps import Outcome
+
+if TYPE_CHECKING:
+    import torch
+
+    from tta.backbones import Backbone
+    from tta.checkpoints import Checkpoints
+    from tta.loggers import Logger
+    from tta.methods import Method
+    from tta.runner import Runner, Steps
+    from tta.streams import Scenario, Stream
+
+
+def run(config: DictConfig, command: Sequence[str]) -> Outcome:
+    """Run what the configuration says, unless it is finished already; see ``steps``."""
+    from tta.runner import alone
+
+    return alone(steps(config, command))
+
+
+def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
+    """Run what the configuration says, unless it is finished already, in turns that others may answer.
+
+    The first turn says that all is made and nothing begun.
+
+    Args:
+        config: composed.
+        command: that it came from.
+
+    Returns:
+        Whether it is ``done`` or ``skipped``, and where.
+
+    Raises:
+        TakenError: if another process runs it.
+    """
+    from tta.devices import choose_device, choose_precision, keep_memory
+    from tta.runner import Runner, Turn
+
+    _check(config)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    if device.type == "cpu":
+        keep_memory()
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    parts = _make(config, resolved, device)
+    stream, method = parts.stream, parts.method
+    name = run_name(resolved, stream.subset)
+    identity = fingerprint(resolved, parts.backbone.tag, stream.digest, method.data)
+    path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
+    directory = RunDirectory(path)
+    skipped = Outcome("skipped", "finished before", str(path))
+    if directory.finished and not config.force:
+        print(f"{name}: finished already, see {path} (force=true runs it again)")
+        directory.tidy()
+        return skipped
+    # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
+    stream.prepare()
+    checkpoints = _checkpoints(directory, identity, parts, device, config.checkpoint.every)
+    runner = Runner(
+        method, stream, parts.scenario, config.seed, directory, _loggers(config), device, precision, checkpoints
+    )
+    origin = _origin(parts, device, command, resolved)
+    yield Turn(runner, backbone=parts.backbone)
+    with claim(path):
+        if directory.finished and not config.force:
+            print(f"{name}: another process has just finished it, see {path}")
+            return skipped
+        if not config.force:
+            checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
+        summary = yield from _record(name, runner, origin)
+    return _tell(name, summary, path)
+
+
+def _check(config: DictConfig) -> None:
+    """Check the values that go to no part of a run: a part checks its own."""
+    whole_number("seed", config.seed, 0)
+    for key in ("compile", "force"):
+        yes_or_no(key, config[key])
+    pool.check(config.replicas, config.replica_pass)
+    if "lr" in config.optimizer:
+        number("optimizer.lr", config.optimizer.lr, 0)
+
+
+class _Parts(NamedTuple):
+    """What a run is made of."""
+
+    scenario: Scenario
+    stream: Stream
+    backbone: Backbone
+    method: Method
+
+
+def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device) -> _Parts:
+    """Make the parts, or take those that another job of the sweep has made."""
+    import torch
+
+    from tta.devices import place
+
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.deterministic = True
+    shared, scenario = _shared(), instantiate(config.scenario)
+    stream = shared.stream(resolved["stream"], lambda: instantiate(config.stream))
+
+    def make() -> Backbone:
+        backbone: Backbone = instantiate(config.model)
+        match_classes(backbone, stream)
+        return place(backbone, device)
+
+    backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
+    torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
+    method = instantiate(config.method, backbone=backbone)
+    if config.compile:
+        method.compile()
+    return _Parts(scenario, stream, backbone, method)
+
+
+def _checkpoints(
+    directory: RunDirectory, identity: str, parts: _Parts, device: torch.device, every: int | None
+) -> Checkpoints:
+    """Give the run's checkpoint; it serves the same run, code and device alone."""
+    from tta.checkpoints import Checkpoints, code_digest
+    from tta.devices import device_digest
+
+    computed_by = device_digest(device) + ", compiled" * parts.method.compiled
+    made_by = {
+        "run": identity,
+        "code": code_digest(parts.method, parts.stream, parts.scenario),
+        "device": computed_by,
+    }
+    return Checkpoints(directory.checkpoint_path, made_by, every)
+
+
+def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Say where a run's figures come from, as its summary records it."""
+    from tta.devices import describe_device
+
+    return {
+        "choices": chosen_options(),
+        "weights": parts.backbone.tag,
+        "normalization": parts.backbone.normalization,
+        "data": parts.stream.digest,
+        "subset": parts.stream.subset,
+        "classes": parts.backbone.num_classes,
+        "classes_of_the_backbone": parts.backbone.total_classes,
+        "method_data": parts.method.data or None,
+        "reset": parts.scenario.reset,
+        "device": describe_device(device),
+        "compiled": parts.method.compiled,
+        **provenance(command),
+        "config": resolved,
+    }
+
+
+def _shared() -> Shared:
+    """Parts that this job shares with others of its sweep in this process; none outside of sweeps."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return Shared()
+    return shared_in(os.path.abspath(HydraConfig.get().sweep.dir))
+
+
+def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
+    """Print what a run came to."""
+    visits = summary["domains"]
+    domains = len({(visit["domain"], visit["severity"]) for visit in visits})
+    accuracy = f"{100 * summary['accuracy']:.2f} %"
+    print(
+        f"{name}: accuracy {accuracy} over {domains} domain(s), "
+        f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}"
+        f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
+    )
+    return Outcome("done", accuracy, str(path), summary["accuracy"])
+
+
+def _loggers(config: DictConfig) -> list[Logger]:
+    """Make the loggers; jobs that run beside each other show no bars."""
+    from tta.loggers import Progress
+
+    loggers = list(instantiate(config.logger).values())
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if choices.get("hydra/launcher", "basic") in ("basic", None):
+        return loggers
+    return [logger for logger in loggers if not isinstance(logger, Progress)]
+
+
+def match_classes(backbone: Backbone, stream: Stream) -> None:
+    """Restrict a backbone to the classes of the stream, where those are a part of its own.
+
+    Raises:
+        ValueError: if it has neither these classes nor those that they are a part of.
+    """
+    own, part = backbone.num_classes, stream.classes
+    if own == stream.num_classes:
+        return
+    if part is None or own != part.total:
+        these = f"these classes, or for the {part.total} that they are of" if part is not None else "these classes"
+        raise ValueError(
+            f"the backbone {backbone.tag} has {own} classes, the stream has {stream.num_classes}: "
+            f"choose a model trained for {these} (model=..., model.checkpoint=...)"
+        )
+    backbone.restrict(part.places, part.total)
+
+
+def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str, Any]]:
+    """Run from the first batch, or from the checkpoint, to the summary, which is returned."""
+    done = runner.prepare()
+    if done:
+        print(f"{name}: goes on after {done} of {runner.images} images", file=sys.stderr)
+    with runner.directory as directory:
+        directory.write_config(OmegaConf.to_yaml(origin["config"]))
+        try:
+            for logger in runner.loggers:
+                logger.start(name, origin["config"], directory.path, runner.images, done)
+            summary = {"name": name, **(yield from runner.steps()), **origin}
+            directory.finish(summary)
+            for logger in runner.loggers:
+                logger.finish(summary)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; its rows so far are in {directory.path}", file=sys.stderr)
+            raise
+        finally:
+            for logger in runner.loggers:
+                logger.close()
+    return summary
+
+
+def instantiate(node: DictConfig, **kwargs: Any) -> Any:
+    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+
+
+def chosen_options() -> dict[str, str]:
+    """The option taken of each group, as in ``{"method": "tent", ...}``."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+
+
+def run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
+    """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
+    choices, method = chosen_options(), resolved["method"]
+    parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
+    if subset is not None:
+        parts[0] += f"-{subset}"
+    if "objective" in method and choices.get("objective") != choices.get("method"):
+        parts.append(choices.get("objective", "custom"))
+    if "optimizer" in method:
+        parts.append(f"lr{method['optimizer']['lr']}")
+    return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")
