@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tta.claims import TakenError
 from tta.job import run, steps
+from tta.redaction import hide
 from tta.replicas import pool
 from tta.sweeps import Outcome, Record, SweepError, attempt
 
@@ -44,6 +45,23 @@ EXPECTED = (
 """Errors whose message is all that a user needs."""
 
 
+class CarriedError(BaseException):
+    """Carries an error past Hydra, which would print the whole command, whatever secrets are in it, before it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def past_hydra() -> Iterator[None]:
+    """Within a function that Hydra calls, hand on errors as ``CarriedError``, for ``command`` to tell."""
+    try:
+        yield
+    except EXPECTED as error:
+        raise CarriedError(error) from error
+
+
 def main() -> None:
     """Entry point of ``tta``; exits with 1 after an error, 130 after Ctrl-C."""
     command("tta", _hydra_main)
@@ -63,9 +81,10 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except EXPECTED as error:
+    except (CarriedError, *EXPECTED) as caught:
+        error = caught.error if isinstance(caught, CarriedError) else caught
         if debug:
-            raise
+            raise error from None
         raise SystemExit(f"{program}: error: {error_message(error, config_name)}") from None
     finally:
         if not debug:
@@ -88,7 +107,8 @@ def _hydra_main(config: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     record = Record(Path(hydra_config.sweep.dir))
     if hydra_config.mode != RunMode.MULTIRUN or not record.path.is_file():
-        return run(config, sys.argv).accuracy
+        with past_hydra():
+            return run(config, sys.argv).accuracy
 
     def job() -> Steps[Outcome]:
         try:
@@ -104,7 +124,11 @@ def _hydra_main(config: DictConfig) -> float:
 
 
 def error_message(error: Exception, config_name: str = "config") -> str:
-    """The sentences meant for the user, without Hydra's and OmegaConf's wrapping."""
+    """The sentences meant for the user, without Hydra's and OmegaConf's wrapping, and without secrets."""
+    return hide(_sentences(error, config_name))
+
+
+def _sentences(error: Exception, config_name: str) -> str:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Words of our own name the key; those of a library need its place.
         place = str(error).rpartition("full_key: ")[2] if isinstance(error.__cause__, TypeError) else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tta.checks import number, whole_number, yes_or_no
 from tta.claims import claim
 from tta.parts import Shared, shared_in
+from tta.redaction import hide_in_values
 from tta.replicas import pool
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome
@@ -168,7 +171,7 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
         "device": describe_device(device),
         "compiled": parts.method.compiled,
         **provenance(command),
-        "config": resolved,
+        "config": hide_in_values(resolved),
     }
 
 
@@ -226,21 +229,28 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str
     done = runner.prepare()
     if done:
         print(f"{name}: goes on after {done} of {runner.images} images", file=sys.stderr)
-    with runner.directory as directory:
-        directory.write_config(OmegaConf.to_yaml(origin["config"]))
-        try:
-            for logger in runner.loggers:
+    directory = runner.directory
+    try:
+        with ExitStack() as closing:
+            for logger in runner.loggers:  # before the directory: one that cannot start costs no rows
+                closing.callback(logger.close)
                 logger.start(name, origin["config"], directory.path, runner.images, done)
-            summary = {"name": name, **(yield from runner.steps()), **origin}
-            directory.finish(summary)
+            with directory:
+                directory.write_config(OmegaConf.to_yaml(origin["config"]))
+                summary = {"name": name, **(yield from runner.steps()), **origin}
+                directory.finish(summary)
             for logger in runner.loggers:
                 logger.finish(summary)
-        except KeyboardInterrupt:
-            print(f"{name}: interrupted; its rows so far are in {directory.path}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; its rows so far are in {directory.path}", file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        finally:
-            for logger in runner.loggers:
-                logger.close()
+        raise OSError(
+            f"the disk is full ({error}). The rows so far are in {directory.path}: make room, and the same command "
+            "runs the rest"
+        ) from error
     return summary
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from tta.paths import atomic_file
+from tta.redaction import hide
 
 
 class Logger(Protocol):
@@ -84,7 +86,8 @@ class Progress:
 class Wandb:
     """Weights & Biases: every row, the configuration and the summary.
 
-    A failure of the service never stops a run: rows are in the run's directory before wandb hears of them.
+    A failure of the service never stops a run that has begun: it is told once, and the run goes on without it. Rows are
+    in the run's directory before wandb hears of them, and so is the summary.
 
     Args:
         project: name of the project.
@@ -106,9 +109,14 @@ class Wandb:
         self.entity = entity
         self.tags = tags
         self._run: Any = None
+        self._failed = False
 
     def start(self, name: str, config: Mapping[str, Any], directory: Path, images: int, done: int = 0) -> None:
-        """Begin a wandb run whose files are in the run's directory, or go on with it where that is continued."""
+        """Begin a wandb run whose files are in the run's directory, or go on with it where that is continued.
+
+        Raises:
+            ValueError: if wandb cannot begin, as without an account.
+        """
         import wandb
 
         known = directory / "wandb" / "id"
@@ -116,6 +124,7 @@ class Wandb:
         identity = known.read_text() if continued else secrets.token_hex(4)
         with atomic_file(known) as file:
             file.write_text(identity)
+        self._failed = False
         try:
             self._run = wandb.init(
                 project=self.project,
@@ -138,23 +147,34 @@ class Wandb:
 
     def batch(self, row: Mapping[str, Any]) -> None:
         """Log a row under ``batch/``."""
-        self._log("batch", row, row["step"])
+        values = {f"batch/{key}": value for key, value in row.items() if value is not None}
+        self._ask(lambda run: run.log(values, step=row["step"]))
 
     def domain(self, row: Mapping[str, Any]) -> None:
         """Log the domain's result under ``domain/``."""
         visit = f"-visit{row['visit']}" if row["visit"] > 1 else ""
-        self._run.summary[f"domain/{row['domain']}-{row['severity']}{visit}/accuracy"] = row["accuracy"]
+        key = f"domain/{row['domain']}-{row['severity']}{visit}/accuracy"
+        self._ask(lambda run: run.summary.update({key: row["accuracy"]}))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Put the run's figures into the wandb summary."""
-        for key in ("accuracy", "online_accuracy", "images", "seconds"):
-            self._run.summary[key] = summary[key]
+        figures = {key: summary[key] for key in ("accuracy", "online_accuracy", "images", "seconds")}
+        self._ask(lambda run: run.summary.update(figures))
 
     def close(self) -> None:
         """End the wandb run."""
         if self._run is not None:
-            self._run.finish()
+            self._ask(lambda run: run.finish())
             self._run = None
 
-    def _log(self, prefix: str, row: Mapping[str, Any], step: int) -> None:
-        self._run.log({f"{prefix}/{key}": value for key, value in row.items() if value is not None}, step=step)
+    def _ask(self, what: Callable[[Any], object]) -> None:
+        """Have wandb do something; once it has failed, nothing more."""
+        if self._failed:
+            return
+        try:
+            what(self._run)
+        except Exception as error:  # of wandb, its service, the network, a full disk
+            self._failed = True
+            print(
+                f"logger.wandb: {hide(f'{type(error).__name__}: {error}')}; the run goes on without it", file=sys.stderr
+            )

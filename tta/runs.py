@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Self, TextIO
 
 from tta.claims import TakenError, claim
 from tta.paths import atomic_file
+from tta.redaction import hide_in_words
 
 RESULT_FORMAT = 1
 """Raised when the meaning of a result changes, so that older results are not taken for new ones."""
@@ -179,8 +180,9 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
+        with ExitStack() as closing:  # each, also when the disk is too full for what another has yet to write
+            for file in self._files.values():
+                closing.callback(file.close)
 
     def write_config(self, text: str) -> None:
         """Keep the composed configuration."""
@@ -230,7 +232,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
             versions[package] = None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
+        "command": hide_in_words(command),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -22,6 +22,7 @@ from hydra.core.utils import JobReturn
 
 from tta.claims import is_taken
 from tta.paths import atomic_file
+from tta.redaction import hide, hide_in_words
 from tta.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Record:
         """Begin the record of a sweep."""
         for old in self.folder.glob("job-*.json"):
             old.unlink()
-        self._write(self.path, {"command": list(command)})
+        self._write(self.path, {"command": hide_in_words(command)})
 
     @property
     def command(self) -> list[str]:
@@ -133,7 +134,7 @@ def attempt(
         told = message(error)
         if not told:
             traceback.print_exc()
-            told = f"{type(error).__name__}: {error}"
+            told = hide(f"{type(error).__name__}: {error}")
         print(f"tta: error: {told}", file=sys.stderr)
         outcome = Outcome("failed", told)
     record.write(number, outcome)

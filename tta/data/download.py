@@ -17,6 +17,7 @@ import urllib3
 from tta.data.catalogue import File
 from tta.data.progress import Moved, bar, in_bytes
 from tta.paths import atomic_file
+from tta.redaction import hide
 
 CHUNK = 1 << 20  # bytes that are read at a time; what a killed process loses
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new attempt; after the last, it is given up
@@ -38,7 +39,7 @@ class Origin:
     """Where a part of a file is from, kept beside it.
 
     Args:
-        url: address.
+        url: address, without logins and tokens, which may be others when it is gone on with.
         size: of the whole file in bytes; ``None`` if the server did not tell.
         validator: strong ETag, or date of the last change: another one means another content.
     """
@@ -92,6 +93,11 @@ class Download:
                     failures = 0 if self.have - before >= CHUNK else failures
                     self._pause(error, failures)
                     failures += 1
+                except requests.RequestException as error:
+                    raise OSError(
+                        f"{self.file.name} could not be downloaded from {hide(self.url)}: {type(error).__name__}. Take "
+                        "it from another address with --url"
+                    ) from error
 
     def remove(self) -> None:
         """Remove what is there of it."""
@@ -107,7 +113,7 @@ class Download:
         if isinstance(error, requests.exceptions.SSLError) or failures == len(PAUSES):
             kept = f"{in_bytes(self.have)} are kept in {self.part}: the same command goes on from there"
             raise OSError(
-                f"{self.file.name} could not be downloaded from {self.url}: {_reason(error)}. "
+                f"{self.file.name} could not be downloaded from {hide(self.url)}: {_reason(error)}. "
                 + (kept if self.have else "Try again later, or take it from another address with --url")
             ) from error
         pause = max(PAUSES[failures], min(getattr(error, "pause", 0.0), LONGEST))
@@ -117,7 +123,7 @@ class Download:
 
     def _attempt(self, moved: Moved) -> None:
         known = self._origin()
-        same = known is not None and known.url == self.url
+        same = known is not None and known.url == hide(self.url)
         have = self._usable(known)
         if have and have == (self.file.size or (known.size if known else None)):
             return
@@ -128,7 +134,7 @@ class Download:
                 headers["If-Range"] = known.validator
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             start, total = self._answer(response, have)
-            origin = Origin(self.url, total, _validator(response))
+            origin = Origin(hide(self.url), total, _validator(response))
             changed = known and same and (known.validator, known.size) != (origin.validator, origin.size)
             if start and changed and start != total:
                 self.remove()  # the rest of another file than that which was begun
@@ -145,14 +151,14 @@ class Download:
 
     def _usable(self, known: Origin | None) -> int:
         """Bytes to go on from: those there, if something will tell whether the rest belongs to them; else none."""
-        told = known is not None and known.url == self.url and known.validator is not None
+        told = known is not None and known.url == hide(self.url) and known.validator is not None
         if not (self.file.md5 or told) or self.have > (self.file.size or self.have):
             return 0
         return self.have
 
     def _answer(self, response: requests.Response, have: int) -> tuple[int, int | None]:
         """Read the head of an answer: first byte that comes, and bytes of the whole file (``None``: not told)."""
-        code, what = response.status_code, f"{response.url} answers {response.status_code} {response.reason}"
+        code, what = response.status_code, f"{hide(response.url)} answers {response.status_code} {response.reason}"
         if code >= 500 or code in (408, 425, 429):
             after = response.headers.get("Retry-After", "")
             raise _TryAgainError(f"the server answers {code} {response.reason}", float(after) if after.isdigit() else 0)
@@ -173,7 +179,7 @@ class Download:
         total = int(span[2]) if span else int(length) if length else None
         if self.file.size is not None and total not in (None, self.file.size):
             raise OSError(
-                f"{response.url} is not the file that was published: expected {self.file.size} bytes, the server "
+                f"{hide(response.url)} is not the file that was published: expected {self.file.size} bytes, the server "
                 f"offers {total}"
             )
         if total == 0:
@@ -198,8 +204,8 @@ class Download:
 
     def _page(self, response: requests.Response) -> OSError:
         return OSError(
-            f"{self.file.name} could not be downloaded: {response.url} gives a web page instead of the file. Open it "
-            "in a browser to see what it says, or take the file from another address with --url"
+            f"{self.file.name} could not be downloaded: {hide(response.url)} gives a web page instead of the file. "
+            "Open it in a browser to see what it says, or take the file from another address with --url"
         )
 
     def _origin(self) -> Origin | None:

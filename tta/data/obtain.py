@@ -15,6 +15,7 @@ from tta.data.download import Download, check_md5, part_path
 from tta.data.progress import in_bytes
 from tta.data.unpack import UnusableError, unpack
 from tta.paths import alone
+from tta.redaction import hide
 
 Say = Callable[[str], None]
 MARGIN = 100_000_000  # bytes that are to stay free
@@ -54,7 +55,7 @@ def get(
             "the address of a folder that holds them, with / at its end"
         )
     if url is not None and not (url.startswith(("http://", "https://")) and urlsplit(url).netloc):
-        raise ValueError(f"--url: expected an address http://... or https://..., got {url!r}")
+        raise ValueError(f"--url: expected an address http://... or https://..., got {hide(url)!r}")
     folder = dataset.place(Path(root).expanduser()).resolve()
     state = "complete already"
     if _missing(chosen, folder):
@@ -154,7 +155,7 @@ class _Fetch:
         download = self._download(file)
         have = f", of which {in_bytes(download.have)} are there" if download.have else ""
         size = in_bytes(file.size) if file.size else "size not known yet"
-        self.say(f"{file.name}: {size}{have}, from {urlsplit(download.url).netloc or download.url}")
+        self.say(f"{file.name}: {size}{have}, from {urlsplit(download.url).netloc.rpartition('@')[2]}")
         download.run()
         try:
             self._check(file, download.part)

@@ -18,7 +18,7 @@ from hydra.core.utils import setup_globals
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from tta.cli import CONFIGS, command
+from tta.cli import CONFIGS, command, past_hydra
 
 if TYPE_CHECKING:
     from tta.search.study import Study
@@ -34,7 +34,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="search")
 def _hydra_main(config: DictConfig) -> None:
-    run(config)
+    with past_hydra():
+        run(config)
 
 
 def run(config: DictConfig) -> Path:

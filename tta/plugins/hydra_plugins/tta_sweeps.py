@@ -52,7 +52,7 @@ class ReportingSweeper(BasicSweeper):
         elif any(word.lstrip("+").startswith("replicas=") for word in arguments):
             print("replicas: jobs in processes of their own, as with this launcher, are run alone", file=sys.stderr)
         with run_sweep(Path(self.config.hydra.sweep.dir), launch) as sweep:
-            self.launcher = _Recorded(sweep)
+            self.launcher = _Recorded(sweep, Path(self.config.hydra.sweep.dir))
             super().sweep(arguments)
 
 
@@ -72,10 +72,13 @@ def _packed(launch: Any) -> Any:
 class _Recorded:
     """In place of the launcher: the sweep's record is asked for results, not the launcher."""
 
-    def __init__(self, sweep: Any) -> None:
+    def __init__(self, sweep: Any, folder: Path) -> None:
         self.sweep = sweep
+        self.folder = folder
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        # Hydra's copy of the command has its secrets too; what is kept of it is in the sweep's record.
+        (self.folder / "multirun.yaml").unlink(missing_ok=True)
         self.sweep.launch(job_overrides)
         return []
 
