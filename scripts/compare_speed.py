@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tta.cli import CONFIGS
 from tta.corruptions import BENCHMARK
 from tta.devices import describe_device
+from tta.job import plain
 from tta.recorder import Recorder
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.streams import Batch, Visit
@@ -88,8 +89,7 @@ def _sweep() -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
             chosen = {group: option for group, option in whole.hydra.runtime.choices.items() if option}
             choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
             config = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
-            resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-            yield resolved, choices
+            yield plain(config), choices
 
 
 def _record(directory: RunDirectory) -> dict[str, Any]:

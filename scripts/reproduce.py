@@ -38,6 +38,7 @@ from omegaconf import DictConfig, OmegaConf
 from tta import compare
 from tta.cli import CONFIGS, EXPECTED, error_message
 from tta.compare import find_runs
+from tta.job import plain
 from tta.runs import determinants
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -107,9 +108,9 @@ def _options() -> argparse.Namespace:
 
 
 def _studies() -> dict[str, Any]:
-    studies = OmegaConf.to_container(OmegaConf.load(STUDIES))
-    assert isinstance(studies, dict)
-    return {str(name): study for name, study in studies.items()}
+    studies = OmegaConf.load(STUDIES)
+    assert isinstance(studies, DictConfig)
+    return plain(studies)
 
 
 def make_part(
@@ -190,7 +191,7 @@ def configurations(sweeps: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
                 config = composed[fixed]
                 for key in later:
                     OmegaConf.update(config, key, OmegaConf.create(f"v: {given[key]}").v)
-                yield OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[misc]
+                yield plain(config)
 
 
 def _value(line: str | None) -> str:

@@ -72,7 +72,7 @@ SHAPES = {
 }
 
 
-class Images(Dataset):
+class Images(Dataset[tuple[Tensor, Tensor]]):
     """Arrays as official scripts have them: ``ToTensor`` image by image."""
 
     def __init__(self, pixels: np.ndarray, labels: Tensor) -> None:

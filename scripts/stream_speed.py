@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def passes_over_arrays(count: int, batch: int, device: torch.device) -> dict[str
     }
 
 
-def _official(loader: DataLoader, device: torch.device, normalized: nn.Module | None = None) -> None:
+def _official(loader: DataLoader[Any], device: torch.device, normalized: nn.Module | None = None) -> None:
     for images, _ in loader:
         there = images.to(device, non_blocking=True)
         if normalized is not None:

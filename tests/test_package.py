@@ -45,6 +45,19 @@ def test_the_wheel_composes_a_run_from_another_folder(wheel: Path, tmp_path: Pat
     assert "tta.methods.Tent" in result.stdout
 
 
-def test_importing_the_package_is_light() -> None:
-    code = "import sys, tta, tta.cli; print([m for m in ('torch', 'timm', 'wandb', 'robustbench') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+HEAVY = {"torch", "torchvision", "timm", "wandb", "robustbench", "optuna", "matplotlib", "plotly", "ray", "pandas"}
+HEAVY |= {"scipy", "numpy", "torchmetrics", "PIL", "rich", "mlxtend", "safetensors", "requests"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys, tta, tta.cli",
+        "import sys, tta.cli; sys.argv = ['tta', '--help']; tta.cli.main()",
+        "import sys, tta.search.cli; sys.argv = ['tta-search', '--help']; tta.search.cli.main()",
+    ],
+)
+def test_importing_the_package_and_asking_for_help_is_light(code: str) -> None:
+    code += f"; print(*sorted({HEAVY} & sys.modules.keys()), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""

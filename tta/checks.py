@@ -1,9 +1,19 @@
-"""Checks of values that a user gives."""
+"""Checks of values, and files, that a user gives."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins so is a web page, as a failed download leaves under another name.
+
+    Not any that begins with ``<``: the binary header of a ``.safetensors`` file can.
+    """
+    return head.lstrip().lower().startswith(WEB_PAGE)
 
 
 def yes_or_no(name: str, value: Any) -> bool:

@@ -18,11 +18,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tta.claims import TakenError
-from tta.job import run, steps
+from tta.job import plain, run, steps
 from tta.redaction import hide
 from tta.replicas import pool
 from tta.sweeps import Outcome, Record, SweepError, attempt
@@ -152,7 +152,7 @@ def _similar_keys(key: str, config_name: str) -> str:
             config = hydra.compose(config_name, groups)
         except HydraException:  # another override is wrong too, and hides what there is
             config = hydra.compose(config_name)
-    keys = list(dotted_keys(OmegaConf.to_container(config), ""))  # type: ignore[arg-type]
+    keys = list(dotted_keys(plain(config, resolve=False), ""))
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
     return (

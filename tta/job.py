@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -65,7 +65,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
     precision = choose_precision(config.precision, device)
     if device.type == "cpu":
         keep_memory()
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    resolved = plain(config)
     parts = _make(config, resolved, device)
     stream, method = parts.stream, parts.method
     name = run_name(resolved, stream.subset)
@@ -252,6 +252,19 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str
             "runs the rest"
         ) from error
     return summary
+
+
+def plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """Give a node of the configuration as plain containers.
+
+    Args:
+        node: with keys.
+        resolve: put values in the place of interpolations; none may be missing then.
+
+    Raises:
+        MissingMandatoryValue: if one is.
+    """
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve))
 
 
 def instantiate(node: DictConfig, **kwargs: Any) -> Any:

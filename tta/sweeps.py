@@ -130,7 +130,7 @@ def attempt(
     record.write(number, Outcome("begun", f"process {os.getpid()}"))
     try:
         outcome = yield from run()
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other jobs go on
         told = message(error)
         if not told:
             traceback.print_exc()

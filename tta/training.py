@@ -78,7 +78,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 5
     """Share of images (uint8 (N, 3, H, W)) that ``net``, in eval mode, classifies as labelled, in [0, 1]."""
     device = next(net.parameters()).device
     hits = sum(
-        int((net(part.to(device).float() / 255).argmax(-1).cpu() == truth).sum())
+        (net(part.to(device).float() / 255).argmax(-1).cpu() == truth).sum().item()
         for part, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     )
     return hits / len(labels)

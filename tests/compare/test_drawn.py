@@ -100,7 +100,8 @@ def test_cost_is_a_multiple_of_source_or_in_milliseconds(runs: Path) -> None:
 def test_learning_rates_are_lines_and_the_baseline_a_level(runs: Path) -> None:
     _, found = drawn(runs)
     source, tent = found["lr"].series
-    assert (source.kind, source.y) == ("level", pytest.approx([60.0]))
+    assert source.kind == "level"
+    assert source.y == pytest.approx([60.0])
     np.testing.assert_allclose(np.asarray(tent.x, dtype=float), [0.01, 0.1])
     np.testing.assert_allclose(tent.y, [63, 67.5])
     assert found["lr"].ticks == [0.01, 0.02, 0.05, 0.1]

@@ -94,7 +94,7 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
         )
     try:
         return load_state_dict_from_hf(name.partition(":")[2], weights_only=True)
-    except Exception as error:
+    except Exception as error:  # of timm, torch, the hub's client: told apart by what they say
         raise _creation_error(name, error, downloads=True) from error
 
 
@@ -109,7 +109,7 @@ def _create(name: str, pretrained: bool, num_classes: int | None, kwargs: Mappin
     classes = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, **classes, **(kwargs or {}))
-    except Exception as error:
+    except Exception as error:  # of timm, torch, the hub's client: told apart by what they say
         raise _creation_error(name, error, downloads=pretrained or _is_hub(name)) from error
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from tta.checks import is_web_page
+
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a state dict, and nothing that could run code.
@@ -38,8 +40,7 @@ def refuse_html(path: Path) -> None:
     """Recognise the error page that a failed download leaves under the name of a checkpoint."""
     with path.open("rb") as file:
         head = file.read(256).lstrip()
-    # Not any "<": the binary header of a .safetensors file can begin with one.
-    if head.lower().startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")):
+    if is_web_page(head):
         raise ValueError(
             f"{path} is not a checkpoint but a web page (it begins with {head[:20]!r}): the download failed. "
             "Delete it and download it again"

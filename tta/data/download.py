@@ -14,6 +14,7 @@ from pathlib import Path
 import requests
 import urllib3
 
+from tta.checks import is_web_page
 from tta.data.catalogue import File
 from tta.data.progress import Moved, bar, in_bytes
 from tta.paths import atomic_file
@@ -23,7 +24,6 @@ CHUNK = 1 << 20  # bytes that are read at a time; what a killed process loses
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new attempt; after the last, it is given up
 LONGEST = 120.0  # seconds, of those that a server may ask to wait
 TIMEOUT = (15, 60)  # seconds to connect, and between two chunks
-PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")  # how web pages begin
 
 
 class _TryAgainError(Exception):
@@ -189,7 +189,7 @@ class Download:
     def _receive(self, response: requests.Response, start: int, origin: Origin, moved: Moved) -> None:
         chunks = response.raw.stream(CHUNK, decode_content=False)  # the bytes as they are, whatever a server calls them
         first = next(chunks, b"")
-        if not start and first.lstrip()[:9].lower().startswith(PAGE):
+        if not start and is_web_page(first[:256]):
             raise self._page(response)
         with atomic_file(self._note) as note:
             note.write_text(json.dumps(asdict(origin)))

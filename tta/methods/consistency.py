@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from tta.methods.predictions import in_full
 
 
 def consistency(logits: Tensor, target: Tensor, symmetric: bool = False) -> Tensor:
@@ -18,6 +19,6 @@ def consistency(logits: Tensor, target: Tensor, symmetric: bool = False) -> Tens
     Returns:
         (N,), in nats, float32 (float64 for logits of float64).
     """
-    z, target = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (logits, target))
+    z, target = in_full(logits), in_full(target)
     one_way = cross_entropy(z, target.softmax(-1), reduction="none")
     return (one_way + cross_entropy(target, z.softmax(-1), reduction="none")) / 2 if symmetric else one_way

@@ -13,6 +13,7 @@ from tta.checks import number, whole_number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.batchnorm import in_company
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
+from tta.methods.predictions import probabilities
 from tta.methods.updates import selected_mean, step_where
 from tta.objectives import EM, Objective
 
@@ -112,11 +113,11 @@ class DeYO(Method):
     def _probability_drop(self, images: Tensor, logits: Tensor, survives: Tensor) -> Tensor:
         """PLPD of the samples that survive the first stage, minus infinity of the others, (N,)."""
         destroyed = self._destroy(images)
-        probability, label = _probabilities(logits).max(-1)
+        probability, label = probabilities(logits).max(-1)
         drop = torch.full_like(probability, -math.inf)
         (survivors,) = survives.nonzero(as_tuple=True)  # waits for the device
         if len(survivors):
-            after = _probabilities(self.backbone(in_company(destroyed[survivors]))[: len(survivors)])
+            after = probabilities(self.backbone(in_company(destroyed[survivors]))[: len(survivors)])
             after = after.gather(1, label[survivors].unsqueeze(1)).squeeze(1)
             drop[survivors] = probability[survivors] - after
         return drop
@@ -160,7 +161,3 @@ def _resize(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[2:] == (height, width):
         return images
     return F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from tta.checks import whole_number
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.features import classifier, logits_and_features
+from tta.methods.predictions import in_full
 
 TOLERANCE = 1e-8
 """Relative change of the energy below which the assignments have converged."""
@@ -99,9 +100,7 @@ class LAME(Method):
         """Predict, and correct."""
         logits, features = logits_and_features(self.backbone, images)
         with torch.autocast(images.device.type, enabled=False):
-            logits, features = (
-                tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (logits, features)
-            )
+            logits, features = in_full(logits), in_full(features)
             # As in the official code; no class is so improbable that neighbours cannot vote for it.
             log_p = (logits.softmax(-1) + 1e-10).log()
             affinity = self.affinity(functional.normalize(features, dim=-1), self.neighbours)

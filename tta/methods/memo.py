@@ -12,6 +12,7 @@ from tta.checks import number, whole_number
 from tta.methods.base import Method, OptimizerFactory
 from tta.methods.batchnorm import mix_statistics
 from tta.methods.parameters import ALL_PARAMETERS, ParameterChoice
+from tta.methods.predictions import in_full
 
 
 class MEMO(Method):
@@ -91,7 +92,7 @@ class MEMO(Method):
 def marginal_entropy(logits: Tensor) -> Tensor:
     """Entropy, in nats, of the mean of the predictions that logits (K, C) give."""
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        log_p = in_full(logits).log_softmax(-1)
         log_mean = log_p.logsumexp(0) - math.log(len(logits))
         return -(log_mean.exp() * log_mean).sum()
 

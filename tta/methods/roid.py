@@ -12,6 +12,7 @@ from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.batchnorm import in_company
 from tta.methods.consistency import consistency
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
+from tta.methods.predictions import probabilities
 from tta.methods.updates import average_
 from tta.objectives import EM, SLR
 
@@ -129,11 +130,6 @@ class ROID(Method):
             return logits
         prior = smoothed_prior(probabilities(logits))
         return logits * prior if self.official_quirks else logits + prior.log()
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Softmax, float32 (float64 for logits of float64)."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def sample_weights(logits: Tensor, mean_prediction: Tensor, temperature: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tta.methods.base import OptimizerFactory, use_batch_statistics
 from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
+from tta.methods.predictions import probabilities
 from tta.methods.updates import selected_mean, step_where
 from tta.objectives import EM, Objective
 
@@ -85,7 +86,7 @@ class SelectiveMethod(OnePass):
 
     def _select(self, logits: Tensor, sure: Tensor) -> Tensor:
         """Tell which of the sure samples (N,) are unlike those before, and take them into the moving average."""
-        p = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        p = probabilities(logits)
         if not self.average.numel():
             self.average = p.new_zeros(p.shape[-1])
         # As long as there is no m, it is 0, and so is the cosine: every prediction is unlike it.

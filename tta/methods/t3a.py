@@ -9,6 +9,7 @@ from torch.nn import functional
 from tta.checks import whole_number
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.features import class_vectors, classifier, logits_and_features, of_classes
+from tta.methods.predictions import in_full
 from tta.objectives import EM
 
 
@@ -70,7 +71,7 @@ class T3A(Method):
     def _classify(self, images: Tensor, add: bool) -> Tensor:
         logits, features = logits_and_features(self.backbone, images)
         with torch.autocast(images.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = in_full(features)
             bank = self._bank()
             if add:
                 bank = self._select(*map(torch.cat, zip(bank, self._as_supports(features, logits), strict=True)))
@@ -82,7 +83,7 @@ class T3A(Method):
             return self.supports, self.labels, self.entropies
         vectors = class_vectors(self.backbone)
         logits = of_classes(self.backbone, classifier(self.backbone)(vectors))
-        return self._select(*self._as_supports(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), logits))
+        return self._select(*self._as_supports(in_full(vectors), logits))
 
     def _as_supports(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return functional.normalize(features, dim=-1), logits.argmax(-1), self.entropy(logits)

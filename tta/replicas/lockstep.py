@@ -148,7 +148,7 @@ class Lockstep:
             assert member.turn is not None
             try:
                 answer: Answer = member.turn.answer()
-            except Exception as error:
+            except Exception as error:  # it is raised in the run that it is of
                 answer = error
             member.go_on(answer)
 

@@ -36,7 +36,7 @@ def each_of(objectives: Sequence[Objective], logits: Sequence[Tensor]) -> list[T
 def _by_itself(objective: Objective, logits: Tensor) -> Tensor | Exception:
     try:
         return objective(logits)
-    except Exception as error:
+    except Exception as error:  # it is raised in the replica that it is of
         return error
 
 

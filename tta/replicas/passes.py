@@ -113,7 +113,7 @@ class Replicas:
                 if isinstance(values, Exception):
                     raise values
                 losses[number] = self.methods[number].loss(logits[number], values)
-            except Exception as error:
+            except Exception as error:  # it is raised in the run that it is of
                 wrong[number] = error
         return losses
 
@@ -129,7 +129,7 @@ class Replicas:
         for number, loss in losses.items():
             try:
                 self.methods[number].learn(loss)
-            except Exception as error:
+            except Exception as error:  # it is raised in the run that it is of
                 wrong[number] = error
 
 

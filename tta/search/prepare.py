@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tta.checks import fraction, number, whole_number
 from tta.cli import dotted_keys
 from tta.devices import choose_device, choose_precision, place
-from tta.job import chosen_options, instantiate, match_classes, run_name
+from tta.job import chosen_options, instantiate, match_classes, plain, run_name
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study
@@ -68,7 +68,7 @@ def checked(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: for a value out of range.
     """
-    options: dict[str, Any] = OmegaConf.to_container(config.search, resolve=True)  # type: ignore[assignment]
+    options = plain(config.search)
     whole_number("seed", config.seed, 0)
     for key, least in (("trials", 1), ("workers", 1), ("seed", 0), ("share_seed", 0)):
         whole_number(f"search.{key}", options[key], least)
@@ -129,7 +129,7 @@ def prepare(config: DictConfig) -> Search:
     method = make_method(first or (space.grid or [present])[0])
     evaluation.check(method)
     configuration = _configuration(config, space, first, backbone.tag, f"{stream.digest} {method.data}".strip())
-    objective: dict[str, Any] = OmegaConf.to_container(config.objective, resolve=True)  # type: ignore[assignment]
+    objective = plain(config.objective)
     folder = _folder(config, configuration, stream.subset)
     return Search(evaluation, space, configuration, first, folder, options, objective, _title())
 
@@ -148,7 +148,7 @@ def _present(config: DictConfig, key: str) -> Any:
             name
             for part in SEARCHED
             if part in config
-            for name in dotted_keys(OmegaConf.to_container(config[part]), f"{part}.")  # type: ignore[arg-type]
+            for name in dotted_keys(plain(config[part], resolve=False), f"{part}.")
         ]
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -160,13 +160,13 @@ def _present(config: DictConfig, key: str) -> Any:
         node = OmegaConf.select(config, ".".join(parts[:length]))
         if OmegaConf.is_interpolation(node, parts[length]):
             place = ".".join(parts[: length + 1])
-            target = OmegaConf.to_container(node)[parts[length]]  # type: ignore[call-overload, index]
+            target = plain(node, resolve=False)[parts[length]]
             raise ValueError(f"search.space: {place} is only {target} here: give the range of that instead of {key}")
     return value
 
 
 def _check_effect(config: DictConfig, key: str, low: float, high: float) -> None:
-    resolved = [OmegaConf.to_container(_with(config, {key: value}).method, resolve=True) for value in (low, high)]
+    resolved = [plain(_with(config, {key: value}).method) for value in (low, high)]
     if resolved[0] == resolved[1]:
         raise ValueError(f"search.space: {key} changes nothing in method={chosen_options().get('method', 'custom')}")
 
@@ -203,7 +203,7 @@ def _allowed(config: DictConfig) -> Callable[[Values], bool]:
 def _configuration(config: DictConfig, space: Space, first: Values | None, weights: str, data: str) -> dict[str, Any]:
     """Put together all that determines what the trials give."""
     others = _with(config, dict.fromkeys(space.keys))  # whatever the searched ones are
-    resolved: dict[str, Any] = OmegaConf.to_container(others, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    resolved = plain(others)
     ranges = {f"search.space.{one.key}": {k: v for k, v in asdict(one).items() if k != "key"} for one in space.ranges}
     return {
         "format": RESULT_FORMAT,
@@ -220,8 +220,7 @@ def _folder(config: DictConfig, configuration: dict[str, Any], subset: str | Non
     if config.search.dir is not None:
         return Path(config.search.dir).expanduser()
     identity = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return Path(config.runs_dir).expanduser() / "search" / f"{run_name(resolved, subset)}-{identity}"
+    return Path(config.runs_dir).expanduser() / "search" / f"{run_name(plain(config), subset)}-{identity}"
 
 
 def _title() -> str:

@@ -98,8 +98,11 @@ def open_labelled(
             f"stream.source: there is no {path}: expected an .npz file with the arrays images and labels, or a folder "
             "with a folder of images for each class"
         )
-    if num_classes is None:
-        return found
+    return found if num_classes is None else _with_classes(found, path, num_classes, classes)
+
+
+def _with_classes(found: Labelled, path: Path, num_classes: int, classes: str | None) -> Labelled:
+    """Give a data set the number of classes that the user says."""
     highest = int(found.labels.max())
     whole_number("stream.num_classes", num_classes, 1)
     if found.part is not None and num_classes != found.num_classes:
