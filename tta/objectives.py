@@ -236,7 +236,7 @@ class AdaDEM(Objective):
 
 
 class COME(Objective):
-    """Conservative entropy (COME): the entropy of an opinion that keeps a share for "do not know".
+    """Conservative entropy (COME, arXiv:2410.10894): the entropy of an opinion that keeps a share for "do not know".
 
     Evidence ``exp(z_i)`` for each class gives it the belief ``exp(z_i) / S``, and the uncertainty has ``C / S``, with
     ``S = sum_i exp(z_i) + C``. That is the softmax of the logits and one more, ``ln C``, so it is computed as such,
@@ -253,7 +253,7 @@ class COME(Objective):
 
 
 class SLR(Objective):
-    """Soft likelihood ratio, ``-sum_i p_i log(p_i / (1 - p_i))``, as the method ROID uses it.
+    """Soft likelihood ratio, ``-sum_i p_i log(p_i / (1 - p_i))``, as the method ROID (arXiv:2306.00650) uses it.
 
     Args:
         clip: probabilities are cut here from above, where the ratio grows without bound; in (0, 1).

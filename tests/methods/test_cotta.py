@@ -184,6 +184,7 @@ def test_draws_nothing_from_the_global_generator() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("seed", -1, "method.seed must be a whole number of at least 0, got -1"),
         ("augmentations", 0, "method.augmentations must be a whole number of at least 1, got 0"),
         ("teacher_momentum", 1.5, "method.teacher_momentum must be a number from 0 to 1, got 1.5"),
         ("restore", -0.1, "method.restore must be a number from 0 to 1, got -0.1"),

@@ -213,6 +213,7 @@ def test_a_large_step_in_bf16_autocast_reaches_the_prediction() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"seed": -1}, "method.seed must be a whole number of at least 0, got -1"),
         ({"augmentations": 0}, "method.augmentations must be a whole number of at least 1, got 0"),
         ({"steps": 0}, "method.steps must be a whole number of at least 1, got 0"),
         ({"prior": -1}, "method.prior must be a number of at least 0, got -1"),

@@ -224,6 +224,7 @@ def test_loss_is_divided_by_the_batchs_own_size() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("seed", -1, "method.seed must be a whole number of at least 0, got -1"),
         ("temperature", 0, "method.temperature must be a number greater than 0, got 0"),
         ("class_momentum", 2, "method.class_momentum must be a number from 0 to 1, got 2"),
         ("source_share", -0.1, "method.source_share must be a number from 0 to 1, got -0.1"),

@@ -307,6 +307,7 @@ def test_draws_nothing_from_the_global_generator() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("seed", -1, "method.seed must be a whole number of at least 0, got -1"),
         ("memory", 0, "method.memory must be a whole number of at least 1, got 0"),
         ("update_every", 2.5, "method.update_every must be a whole number of at least 1, got 2.5"),
         ("teacher_momentum", 1.5, "method.teacher_momentum must be a number from 0 to 1, got 1.5"),

@@ -76,6 +76,7 @@ class CoTTA(Method):
         self.anchor = copy.deepcopy(self.backbone)
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
+        whole_number("method.seed", seed, 0)
         self.draws = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
 

@@ -62,7 +62,7 @@ class MEMO(Method):
             mix_statistics(self.backbone, 1 / (number("method.prior", prior, 0) + 1))
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
         # On the host, where the augmentations are drawn.
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
 
     def step(self, images: Tensor) -> Tensor:
         """Adapt to each image, predict it, and go back."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from tta.checks import number
+from tta.checks import number, whole_number
 from tta.methods.augment import augment
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.batchnorm import in_company
@@ -89,7 +89,7 @@ class ROID(Method):
         self.optimizer = self.adapt(chosen, optimizer)
         self.adapted = list(chosen.values())
         self.source = [parameter.detach().clone() for parameter in self.adapted]  # never changes
-        self.draws = torch.Generator().manual_seed(seed)
+        self.draws = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
 
     def predict(self, images: Tensor) -> Tensor:
         """Predict, and correct by the prior of these images."""

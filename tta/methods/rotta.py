@@ -81,6 +81,7 @@ class RoTTA(Method):
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("entries", torch.empty(0, dtype=torch.float64))
         device = next(self.backbone.parameters()).device
+        whole_number("method.seed", seed, 0)
         self.draws = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
 
