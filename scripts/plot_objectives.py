@@ -102,7 +102,7 @@ def predictions(places: list[Path]) -> Any:
 def _finish(axes: Axes) -> None:
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, handlelength=1.4)
 
 
 if __name__ == "__main__":

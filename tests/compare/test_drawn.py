@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tta.compare import Table, find_runs, tables
-from tta.compare.drawn import Figure, figures, stretches_of, styles
+from tta.compare.drawn import Figure, Series, Style, figures, stretches_of, styles
 from written_runs import write_run
 
 
@@ -139,10 +141,19 @@ def test_stretches_are_domains_or_where_too_many_rounds() -> None:
 
 def test_ticks_of_a_long_and_of_a_short_axis() -> None:
     def ticks(*x: float) -> list[float]:
-        from tta.compare.drawn import Series, Style
-
         return Figure("", "", "", "", [Series("a", Style("#000"), np.array(x), np.array(x))]).ticks
 
     assert ticks(1e-5, 1.0) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    assert ticks(1.2, 1.7) == [1.2, 1.7]
     assert ticks(0.001, 0.02) == [0.001, 0.002, 0.005, 0.01, 0.02]
+    assert ticks(1.0, 2.9) == [1.0, 1.5, 2.0, 3.0]
+    assert ticks(6.0, 9.0) == [6.0, 7.0, 8.0, 9.0]
+    assert ticks(1.2, 1.7) == [1.2, 1.4, 1.6, 1.8]
+
+
+@given(st.floats(1e-8, 1e8), st.floats(1, 1e8))
+def test_ticks_are_some_but_not_too_many_and_close_to_what_is_drawn(low: float, ratio: float) -> None:
+    figure = Figure("", "", "", "", [Series("a", Style("#000"), np.zeros(2), np.array([low, low * ratio]))])
+    assert 4 <= len(figure.ticks) <= 17
+    assert figure.ticks == sorted(set(figure.ticks))
+    assert figure.ticks[0] >= 0.9 * low
+    assert figure.ticks[-1] <= 1.1 * low * ratio

@@ -35,6 +35,15 @@ LETTERS = 34
 """Of a label in one line of a legend."""
 MOST_CLASSES = 20
 """Classes that have a place of their own on an axis."""
+FEWEST_TICKS = 4
+"""On a logarithmic axis."""
+TICKS = (
+    (1,),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    *(tuple(np.arange(1, 10, step).round(2).tolist()) for step in (1, 0.5, 0.2, 0.1, 0.05)),
+)
+"""Multiples of powers of ten at which ticks may be, from coarse to fine; the first only where there are many powers."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,16 @@ class Figure:
 
     @property
     def ticks(self) -> list[float]:
-        """Places on a logarithmic x axis: 1, 2 and 5 times powers of ten, or these alone if the axis is long."""
+        """Places on a logarithmic x axis: round numbers, so fine that there are some on a short axis too."""
         x = np.concatenate([np.asarray(series.x, dtype=float) for series in self.series if len(series.x)])
-        low, high = x.min(), x.max()
-        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-        steps = (1, 2, 5) if high < 1e4 * low else (1,)
-        ticks = [float(f"{step}e{power}") for power in powers for step in steps]
-        within = [tick for tick in ticks if 0.9 * low <= tick <= 1.1 * high]
-        return within if len(within) > 1 else [float(f"{low:.3g}"), float(f"{high:.3g}")]
+        low, high = 0.9 * x.min(), 1.1 * x.max()
+        powers = range(int(np.floor(np.log10(low))), int(np.floor(np.log10(high))) + 1)
+        for steps in TICKS[int(high < 1e4 * low) :]:
+            ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+            within = [tick for tick in ticks if low <= tick <= high]
+            if len(within) >= FEWEST_TICKS:
+                break
+        return within
 
 
 def styles(tables: Iterable[Table]) -> dict[str, Style]:

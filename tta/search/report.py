@@ -194,6 +194,7 @@ def plot(folder: Path, space: Space, done: Sequence[Done]) -> None:
 
 def _plane(figure: Any, axes: Any, space: Space, done: Sequence[Done]) -> None:
     x, y = space.ranges
+    axes.set(xlabel=x.key, ylabel=y.key, xscale="log" if x.log else "linear", yscale="log" if y.log else "linear")
     finished = [one for one in done if one.accuracy is not None]
     given_up = [one for one in done if one.accuracy is None]
     _forbidden(axes, space)
@@ -205,7 +206,6 @@ def _plane(figure: Any, axes: Any, space: Space, done: Sequence[Done]) -> None:
     label = f"best: {words(chosen.values)}"
     axes.scatter(*_points([chosen], x.key, y.key), marker="*", s=230, color="tab:red", edgecolors="w", label=label)
     figure.colorbar(dots, label="accuracy on the share (%)")
-    axes.set(xlabel=x.key, ylabel=y.key, xscale="log" if x.log else "linear", yscale="log" if y.log else "linear")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small", markerscale=0.7)
 
 
@@ -223,6 +223,7 @@ def _forbidden(axes: Any, space: Space) -> None:
             label = ""
     if space.all_points:
         axes.set(xlim=(x.low - across / 2, x.high + across / 2), ylim=(y.low - up / 2, y.high + up / 2))
+        axes.locator_params(nbins=11, steps=[1, 2, 5, 10])  # no quarters: few grids have them
 
 
 def _points(trials: Sequence[Done], x: str, y: str) -> tuple[list[float], list[float]]:
