@@ -67,6 +67,11 @@ def test_bars_by_domain_and_mean(runs: Path) -> None:
     assert source.error is None
     assert tent.error is not None
     np.testing.assert_allclose(tent.error, [7.07107, 0, 3.53553], atol=1e-4)
+    assert found["domains"].ylabel == "accuracy (%), ± deviation over seeds"
+    for run in runs.glob("*-1"):
+        (run / "summary.json").unlink()
+    _, found = drawn(runs)
+    assert found["domains"].ylabel == "accuracy (%)"
 
 
 def test_predicted_classes_beside_labels(runs: Path) -> None:

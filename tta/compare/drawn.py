@@ -208,7 +208,9 @@ def _by_domain(table: Table, rows: Sequence[Row], looks: Mapping[str, Style]) ->
         error = np.array([row.std(name) for name in names], dtype=float) if len(row.runs) > 1 else None
         means = np.array([row.mean(name) for name in names])
         series.append(Series(row.label, looks[row.method], means, heads, "bar", error))
-    return Figure("domains", "Accuracy by domain", "domain", "accuracy (%), ± deviation over seeds", series)
+    seeds = any(one.error is not None for one in series)
+    ylabel = f"accuracy (%){', ± deviation over seeds' if seeds else ''}"
+    return Figure("domains", "Accuracy by domain", "domain", ylabel, series)
 
 
 def _classes(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure:
