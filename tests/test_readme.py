@@ -28,7 +28,9 @@ def blocks(language: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [words[1:] for line in lines if (words := shlex.split(line, comments=True)) and words[0] == program]
+    found = [words[1:] for line in lines if (words := shlex.split(line, comments=True)) and words[0] == program]
+    assert found, f"the README has no {program} command"
+    return found
 
 
 def run(*words: str, cwd: Path) -> str:
@@ -113,9 +115,13 @@ def test_every_method_is_in_its_document() -> None:
 
 
 def test_files_the_readme_names_are_there() -> None:
-    for path in re.findall(r"^(?:configs/|tta/[\w./]+)", README, re.MULTILINE):
+    parts = re.findall(r"^(?:configs/|tta/[\w./]+)", README, re.MULTILINE)
+    documents = re.findall(r"\]\((docs/[^)]+)\)", README)
+    assert parts
+    assert documents
+    for path in parts:
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+    for path in documents:
         assert (ROOT / path).is_file(), path
 
 

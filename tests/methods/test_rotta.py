@@ -188,7 +188,8 @@ def offer_all(samples: list[tuple[int, float]], capacity: int, lambdas: tuple[fl
 def test_memory_holds_what_the_papers_algorithm_holds(
     samples: list[tuple[int, float]], capacity: int, lambdas: tuple[float, float]
 ) -> None:
-    offer_all(samples, capacity, lambdas)
+    events = offer_all(samples, capacity, lambdas)
+    assert ("added" in events) == bool(samples)
 
 
 # Of a capacity that is a multiple of the 4 classes, no class ever has more than its share.
