@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import copy
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from tta.runs import BATCH_COLUMNS, RunDirectory, fingerprint, provenance
+from tta.cli import CONFIGS
+from tta.runs import BATCH_COLUMNS, NEUTRAL, RunDirectory, fingerprint, provenance
 
 ROW = dict.fromkeys(BATCH_COLUMNS, 0.5)
 
@@ -45,6 +50,73 @@ def test_fingerprint_is_of_what_determines_a_result_and_of_nothing_else() -> Non
         fingerprint({**CONFIG, "method": {**CONFIG["method"], "optimizer": {"lr": 0.2}}}, "w", "d"),
     }
     assert len(others - {known}) == 6
+
+
+SAY_NOTHING_OF_THE_RESULT = {
+    "model.checkpoint",  # the content of the file has its place in the weights' name
+    "model.model_dir",
+    "stream.root",  # what is there has its place in the stream's digest
+    "stream.source",
+    "stream.cache",
+    "stream.download",
+    "stream.workers",
+    "method.fisher.root",  # likewise in the method's
+}
+"""Keys of the configurations, written out here, that may change without another result."""
+
+
+def leaves(node: Any, name: str) -> Iterator[str]:
+    """Name what can be set below a part of a configuration."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{name}.{key}")
+    else:
+        yield name
+
+
+def changed(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Set a key to something that it is not."""
+    *path, last = name.split(".")
+    new = copy.deepcopy(config)
+    node = new
+    for key in path:
+        node = node[key]
+    node[last] = [node[last], "another"]
+    return new
+
+
+@pytest.mark.parametrize("group", ["method", "objective", "optimizer", "scenario", "stream", "model"])
+def test_whatever_can_be_chosen_has_its_part_in_the_fingerprint(group: str) -> None:
+    options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    for option in options:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = compose("config", [f"{group}={option}"])
+        config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+        known = fingerprint(config, "w", "d")
+        names = ["seed", "precision"]
+        for part in ("model", "stream", "scenario", "method"):
+            names += leaves(config[part], part)
+        same = {name for name in names if fingerprint(changed(config, name), "w", "d") == known}
+        assert same == SAY_NOTHING_OF_THE_RESULT & set(names), option
+    assert len(options) > 1
+
+
+@pytest.mark.parametrize("key", sorted(NEUTRAL))
+def test_a_key_that_is_younger_than_results_counts_unless_it_changes_nothing(key: str) -> None:
+    part, name = key.split(".")
+    at_rest = {"delta": None, "imbalance_ratio": None, "mix": False, "rounds": 1, "long_tailed": None, "classes": None,
+               "subset": None, "part": "all", "share": None, "share_seed": 0}[name]  # fmt: skip
+    known = fingerprint(CONFIG, "w", "d")
+    with_key = {value: fingerprint({**CONFIG, part: {**CONFIG[part], name: value}}, "w", "d")
+                for value in (at_rest, 7, 0.3)}  # fmt: skip
+    assert with_key[at_rest] == known
+    assert len(set(with_key.values())) == 3
+
+
+def test_all_data_of_a_run_have_their_part_in_the_fingerprint() -> None:
+    names = [("d",), ("d", "clean images"), ("d", "other clean images"), ("d", "clean images", "more"), ()]
+    assert len({fingerprint(CONFIG, "w", *data) for data in names}) == len(names)
+    assert fingerprint(CONFIG, "w", "d", "") == fingerprint(CONFIG, "w", "d")
 
 
 def test_rows_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
