@@ -1,0 +1,75 @@
+"""Hyper-parameters, against those that were published."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from tta.cli import CONFIGS
+
+# Written out from the papers and, where those leave it open, the official code. Margins are fractions of ln C.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "objective=em": {},
+    "objective=cadf": {},
+    "objective=dem": {"tau": 1, "alpha": 1},
+    # arXiv:2511.03256, section 4 and figures 10 to 12
+    "objective=adadem": {"momentum": 0.1, "alpha": 1, "norm": "l1", "reward": "cadf"},
+    "objective=adadem_norm": {"normalize": True, "calibrate": False},
+    "objective=adadem_mec": {"normalize": False, "calibrate": True, "momentum": 0.1},
+    "objective=adadem_v": {"normalize": True, "calibrate": True, "reward": "entropy"},
+    "objective=slr": {"clip": 0.99, "eps": 1e-5},
+    "method=tent": {"steps": 1},
+    # arXiv:2204.02610 (ImageNet-C)
+    "method=eta": {"margin": 0.4, "diversity": 0.05, "momentum": 0.1},
+    "method=eata": {"margin": 0.4, "diversity": 0.05, "momentum": 0.1, "fisher_alpha": 2000},
+    "method=rdumb": {"margin": 0.4, "diversity": 0.05, "momentum": 0.1, "reset_every": 1000},  # arXiv:2306.05401
+    "method=sar": {"margin": 0.4, "rho": 0.05, "recovery": 0.2, "momentum": 0.9},  # arXiv:2302.12400
+    "method=deyo": {"margin": 0.5, "entropy_reference": 0.4, "plpd": 0.2, "patches": 4},  # arXiv:2403.07366
+    "method=cotta": {"teacher_momentum": 0.999, "restore": 0.01, "augmentations": 32, "confidence": 0.92},
+    "method=rotta": {"memory": 64, "update_every": 64, "share": 0.05, "teacher_momentum": 0.001,
+                     "timeliness_weight": 1, "uncertainty_weight": 1},  # arXiv:2303.13899
+    "method=roid": {"temperature": 1 / 3, "class_momentum": 0.9, "source_share": 0.01},  # arXiv:2306.00650
+    "method=memo": {"augmentations": 32, "prior": 16, "steps": 1},  # arXiv:2110.09506
+    "method=lame": {"neighbours": 5, "max_steps": 100},  # arXiv:2201.05718
+    "method=t3a": {"supports_per_class": 100},
+    "method=bn_alpha": {"share": 0.1, "prior": None},
+    "method=bn_ema": {"share": 0.1},
+    "scenario=single_domain": {"reset": "domain", "order": "shuffle", "rounds": 1, "mix": False},
+    "scenario=continual": {"reset": "never", "order": "shuffle", "rounds": 1, "mix": False},
+    "scenario=episodic": {"reset": "batch"},
+}  # fmt: skip
+
+
+def composed(choice: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        # A stream and a model without hyper-parameters of their own.
+        config = hydra.compose("config", ["stream=clean", "model=timm", choice])
+    return OmegaConf.to_container(config[choice.partition("=")[0]])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("choice", PUBLISHED)
+def test_a_configuration_says_what_was_published(choice: str) -> None:
+    found = composed(choice)
+    expected = PUBLISHED[choice]
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={path.stem}" for group in ("method", "objective") for path in sorted((CONFIGS / group).glob("*.yaml"))],
+)
+def test_a_class_by_itself_does_what_its_configuration_says(choice: str) -> None:
+    found = composed(choice)
+    kinds = inspect.getmro(hydra.utils.get_class(found["_target_"]))
+    defaults: dict[str, Any] = {}
+    for kind in reversed([kind for kind in kinds if "__init__" in vars(kind)]):
+        parameters = inspect.signature(kind).parameters.values()
+        defaults |= {one.name: one.default for one in parameters if one.default is not one.empty}
+    variant = {"adadem_norm": {"calibrate"}, "adadem_mec": {"normalize"}, "adadem_v": {"reward"}}
+    given = variant.get(choice.partition("=")[2], set())
+    plain = {key: value for key, value in found.items() if key in defaults and not isinstance(value, str | dict)}
+    assert {key for key, value in plain.items() if value != defaults[key]} == given & plain.keys()
