@@ -23,35 +23,6 @@ from tta.corruptions.rng import Draw, make_key
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SEED, PLACES = 3, (7, 401)
-# As the description of the recipe has them, for severities 1 to 5.
-RECIPE = """
-gaussian_noise | .08 .12 .18 .26 .38
-shot_noise | 60 25 12 5 3
-impulse_noise | .03 .06 .09 .17 .27
-defocus_blur | (3,.1) (4,.5) (6,.5) (8,.5) (10,.5)
-glass_blur | (.7,1,2) (.9,2,1) (1,2,3) (1.1,3,2) (1.5,4,2)
-motion_blur | (10,3) (15,5) (15,8) (15,12) (20,15)
-zoom_blur | (1.11,.01) (1.16,.01) (1.21,.02) (1.26,.02) (1.31,.03)
-snow | (.1,.3,3,.5,10,4,.8) (.2,.3,2,.5,12,4,.7) (.55,.3,4,.9,12,8,.7) (.55,.3,4.5,.85,12,8,.65) \
-(.55,.3,2.5,.85,12,12,.55)
-frost | (1,.4,1) (.8,.6,1) (.7,.7,1) (.65,.7,1) (.6,.75,1)
-fog | (1.5,2) (2,2) (2.5,1.7) (2.5,1.5) (3,1.4)
-brightness | .1 .2 .3 .4 .5
-contrast | .4 .3 .2 .1 .05
-elastic_transform | (488,170.8,24.4) (488,19.52,48.8) (12.2,2.44,4.88) (17.08,2.44,4.88) (29.28,2.44,4.88)
-pixelate | .6 .5 .4 .3 .25
-jpeg_compression | 25 18 15 10 7
-speckle_noise | .15 .2 .35 .45 .6
-gaussian_blur | 1 2 3 4 6
-spatter | (.65,.3,4,.69,.6,0) (.65,.3,3,.68,.6,0) (.65,.3,2,.68,.5,0) (.65,.3,1,.65,1.5,1) (.67,.4,1,.65,1.5,1)
-saturate | (.3,0) (.1,0) (2,0) (5,.1) (20,.2)
-"""
-
-
-def read_recipe() -> dict[str, list[tuple[float, ...]]]:
-    lines = [line.split(" | ") for line in RECIPE.strip().splitlines()]
-    words = {name: re.findall(r"[^ ()]+", values) for name, values in lines}
-    return {name: [tuple(map(float, word.split(","))) for word in found] for name, found in words.items()}
 
 
 class SameDraws:
@@ -116,13 +87,6 @@ def exact_warp(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.stack(
         [ndimage.map_coordinates(x[..., k], [y_of, x_of], order=1, mode="mirror") for k in range(3)], axis=-1
     )
-
-
-def test_constants_are_those_of_the_recipe() -> None:
-    recipe = read_recipe()
-    assert list(recipe) == list(CORRUPTIONS) == list(SCALES[224])
-    for name, values in recipe.items():
-        assert [pytest.approx(found) for found in SCALES[224][name]] == values, name
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
