@@ -24,6 +24,8 @@ SIZE = 23
 class Watching(Method):
     """Keeps all that it is called with, and what is known to it at each call; learns from the order of the images."""
 
+    weights: Tensor
+
     def __init__(self) -> None:
         super().__init__(torch.nn.Identity())
         self.seen: list[Tensor] = []
