@@ -50,6 +50,15 @@ def test_severity_takes_its_rows(tmp_path: Path, severity: int) -> None:
     assert [(domain.name, domain.severity) for domain in stream.domains] == [("snow", severity), ("fog", severity)]
 
 
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_labels_are_those_of_the_severitys_own_rows(tmp_path: Path, severity: int) -> None:
+    """Not those of the first severity, which are the same in the official files alone."""
+    write(tmp_path)
+    np.save(tmp_path / "labels.npy", np.arange(5 * N) % 9)
+    _, labels = images_and_labels(cifar_c(str(tmp_path), corruptions="fog", severity=severity))
+    assert labels.tolist() == [row % 9 for row in range(N * (severity - 1), N * severity)]
+
+
 def test_severities_one_after_another_take_their_rows(tmp_path: Path) -> None:
     stream = cifar_c(str(write(tmp_path)), corruptions=["snow", "fog"], severity=[1, 3, 1])
     images, labels = images_and_labels(stream)
