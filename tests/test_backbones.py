@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tta.backbones import Backbone, import_robustbench, robustbench_backbone, timm_backbone
@@ -154,6 +156,16 @@ class TestCheckpoint:
         tags.add(timm_backbone(SMALL, checkpoint=save(small_net(9), tmp_path / "other.safetensors")).tag)
         assert len(tags) == 2
         assert all(tag.startswith(f"{SMALL}@sha256:") for tag in tags)
+
+    def test_tag_is_of_the_content_and_not_of_the_name(self, tmp_path: Path, checkpoint: str) -> None:
+        before = timm_backbone(SMALL, checkpoint=checkpoint).tag
+        assert before == f"{SMALL}@sha256:{hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]}"
+        copied = shutil.copy(checkpoint, tmp_path / "copy.safetensors")
+        assert timm_backbone(SMALL, checkpoint=str(copied)).tag == before
+        state = load_file(checkpoint)
+        next(value for value in state.values() if value.is_floating_point()).flatten()[0] += 1e-3
+        save_file(state, checkpoint)
+        assert timm_backbone(SMALL, checkpoint=checkpoint).tag != before
 
     def test_that_is_missing(self) -> None:
         with pytest.raises(FileNotFoundError, match=r"model.checkpoint: there is no file nowhere.pt"):

@@ -264,6 +264,25 @@ def test_the_codes_name_changes_with_the_file_of_a_class(tmp_path: Path, monkeyp
     assert code_digest(my_part.Part()) != before
 
 
+def test_the_codes_name_changes_with_each_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    files = [tmp_path / "checkpoints.py", tmp_path / "inner" / "other.py"]
+    monkeypatch.setattr(module, "__file__", str(files[0]))
+
+    def name(content: str, of: Path) -> str:
+        of.write_text(content)
+        module._package_digest.cache_clear()
+        return code_digest()
+
+    try:
+        names = [name("x = 1", file) for file in files] + [name("x = 2", file) for file in files]
+        monkeypatch.setattr(torch, "__version__", "0.0")
+        names.append(name("x = 2", files[0]))
+        assert len(set(names)) == 5
+    finally:
+        module._package_digest.cache_clear()
+
+
 def test_rows_behind_those_kept_go(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run") as directory:
         directory.write("domains", {"domain": "fog"})

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 import tta.runner
 from sweep_files import make_files
+from tta.checkpoints import Checkpoints
 from tta.cli import CONFIGS
 from tta.methods import Method
 
@@ -217,6 +218,20 @@ def test_a_compiled_run_says_so_and_is_the_same_run(
     assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["compiled"] is True
     tta_command(*small)
     assert "finished already" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_bound_to_run_code_and_device(
+    tta_command: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(Checkpoints, "load", lambda self, say: told.append(self.origin))
+    monkeypatch.setattr("tta.checkpoints.code_digest", lambda *parts: " ".join(type(part).__name__ for part in parts))
+    tta_command(*small)
+    (origin,) = told
+    assert set(origin) == {"run", "code", "device"}
+    assert only_run(tmp_path / "runs").name.endswith(f"-{origin['run']}")
+    assert origin["code"] == "Tent Stream Scenario"
+    assert origin["device"]
 
 
 def test_the_command_leaves_the_environment_as_it_was(tta_command: Command, small: list[str]) -> None:
