@@ -48,6 +48,17 @@ def test_differences_are_those_of_the_seeds_in_common(runs: Path) -> None:
     ]
 
 
+def test_differences_are_between_runs_of_the_same_seed_whatever_other_seeds_there_are(tmp_path: Path) -> None:
+    for seed, easy in ((0, 0.1), (1, 0.3), (2, 0.5)):
+        write_run(tmp_path / f"source-{seed}", "source", seed, {"fog": easy, "snow": easy})
+    for seed, gain in ((1, 0.02), (2, 0.04)):  # of seeds 0 and 1 it would be 0.2 and more
+        easy = {1: 0.3, 2: 0.5}[seed]
+        write_run(tmp_path / f"tent-{seed}", "tent", seed, {"fog": easy + gain, "snow": easy + gain})
+    found = only(tmp_path).differences["tent + em (lr 0.01)"]
+    assert found.mean == pytest.approx(3)
+    assert found.std == pytest.approx(2**0.5)
+
+
 def test_bn_adapt_is_the_baseline_before_source_and_any_other_by_name(runs: Path) -> None:
     assert only(runs).baseline.label == "source"  # type: ignore[union-attr]
     write_run(runs / "d", "bn_adapt", 0, FOG)

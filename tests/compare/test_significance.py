@@ -4,30 +4,42 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tta.compare.significance import differences, holm, p_value, smallest_p
 
 
 def signed_rank(values: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test by trying every sign, for values without ties or zeros."""
+    """Two-sided p of the signed-rank test by trying every sign, for values without ties.
+
+    Zeros are ranked with the others and have no sign (Pratt 1959): what differs from the baseline ranks the higher.
+    """
     ranks = np.abs(values).argsort().argsort() + 1
     found = ranks[values > 0].sum()
-    half = len(values) * (len(values) + 1) / 4
+    signed = ranks[values != 0]
+    half = signed.sum() / 2
     sums = [
-        sum(r for r, s in zip(ranks, signs, strict=True) if s)
-        for signs in itertools.product((0, 1), repeat=len(values))
+        sum(r for r, s in zip(signed, signs, strict=True) if s)
+        for signs in itertools.product((0, 1), repeat=len(signed))
     ]
     return float(np.mean([abs(s - half) >= abs(found - half) for s in sums]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1000, 1000).filter(bool), min_size=2, max_size=9, unique_by=abs))
 def test_wilcoxon_is_the_exact_one(values: list[int]) -> None:
     found = p_value(np.array(values, dtype=float), "wilcoxon")
     assert found == pytest.approx(signed_rank(np.array(values)))
     assert found is not None
     assert found >= smallest_p(len(values)) - 1e-12
+
+
+@pytest.mark.parametrize("values", [[0, 0, 1, 2, -3, 4, 5, 6, 7], [0, 0, -2, -1, 4, 5, 3, 6], [0, 1, 2, 3, -4, 5]])
+def test_zeros_keep_their_ranks(values: list[int]) -> None:
+    found = np.array(values, dtype=float)
+    assert p_value(found, "wilcoxon") == pytest.approx(signed_rank(found))
+    assert signed_rank(found) != signed_rank(found[found != 0])
 
 
 def test_all_domains_better_gives_the_smallest_p() -> None:
@@ -63,6 +75,13 @@ def test_a_difference_is_paired_by_seed() -> None:
     assert found.mean == pytest.approx(2)
     assert found.std == pytest.approx(0)
     assert (found.better, found.worse) == (2, 0)
+
+
+def test_the_deviation_over_seeds_is_that_of_a_sample() -> None:
+    found = differences({"a": np.array([[0.0, 2.0], [2.0, 4.0], [4.0, 9.0]])}, "wilcoxon")["a"]
+    assert found.mean == pytest.approx(3.5)
+    means = (1.0, 3.0, 6.5)
+    assert found.std == pytest.approx((sum((mean - 3.5) ** 2 for mean in means) / 2) ** 0.5)
 
 
 def test_equal_differences_share_their_rank_whatever_their_last_bits() -> None:
