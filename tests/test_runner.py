@@ -97,3 +97,17 @@ def test_accuracy_is_of_the_prediction_with_its_own_image(tmp_path: Path) -> Non
         weights = 0.5 * weights + logits
     assert summary["online_accuracy"] == right / (2 * SIZE)
     assert 0 < right < 2 * SIZE
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
+    """Though the logits, which come from before the update, still are."""
+
+    class Diverging(Watching):
+        def step(self, images: Tensor) -> Tensor:
+            self.report(loss=torch.tensor(loss if len(self.seen) == 4 else 0.5))
+            return super().step(images)
+
+    message = r"^the loss is not finite at step 4 \(snow, severity 5\): the adaptation diverged.*smaller optimizer\.lr"
+    with RunDirectory(tmp_path) as directory, pytest.raises(FloatingPointError, match=message):
+        Runner(Diverging(), stream(), Scenario(), 3, directory, NO_LOGGERS, torch.device("cpu")).run()

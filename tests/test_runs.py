@@ -145,6 +145,23 @@ def test_a_summary_that_cannot_be_written_leaves_none(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["batches.csv", "classes.csv", "domains.csv"]
 
 
+def test_a_summary_that_is_cut_off_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the disk is full, or the process killed, in the middle of it."""
+    directory = RunDirectory(tmp_path / "run")
+    write = Path.write_text
+
+    def half(self: Path, text: str) -> int:
+        write(self, text[: len(text) // 2])
+        assert not directory.finished
+        raise OSError("No space left on device")
+
+    with directory:
+        monkeypatch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="No space left on device"):
+            directory.finish({"accuracy": 0.5})
+    assert not directory.finished
+
+
 def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"runs_dir: .* cannot be written .*choose another with runs_dir="):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from tta.corruptions import CORRUPTIONS, SCALES
+from tta import corruptions
+from tta.corruptions import CORRUPTIONS, SCALES, recipe_digest
 
 # For severities 1 to 5. Elastic transforms are in pixels: of 32, and of 244, as the published generator has it.
 CIFAR_10_C = """
@@ -68,3 +70,21 @@ def test_constants_are_those_of_the_recipe(size: int, written: str) -> None:
     for name, values in recipe.items():
         assert len(values) == 5, name
         assert [pytest.approx(found) for found in SCALES[size][name]] == values, name
+
+
+def test_the_recipes_name_is_of_the_content_of_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older recipe made, and a cache keeps, is told apart by it."""
+    files = [tmp_path / "__init__.py", tmp_path / "constants.py"]
+    monkeypatch.setattr(corruptions, "__file__", str(files[0]))
+    names = []
+    try:
+        for content in ("sigma = 0.1", "sigma = 0.2"):
+            for file in files:
+                file.write_text(content)
+                recipe_digest.cache_clear()
+                names.append(recipe_digest())
+    finally:
+        recipe_digest.cache_clear()
+    assert len(set(names)) == 4
+    monkeypatch.undo()
+    assert recipe_digest() not in names

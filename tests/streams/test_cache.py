@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from tta.runs import fingerprint
 from tta.streams import Scenario
 from tta.streams import cache as module
 from tta.streams import corrupted as corrupted_module
-from tta.streams.arrays import CachedImages
+from tta.streams.arrays import ArrayImages, CachedImages
 from tta.streams.corrupted import corrupted
 
 
@@ -78,6 +79,22 @@ def test_corrupted_images_are_cached_as_they_are_made(root: Path, folder: Path, 
     assert same(read(cached), read(plain))
     assert len(caches(folder)) == 4
     assert cached.digest == plain.digest
+
+
+def test_arrays_of_other_pixels_have_caches_of_their_own(folder: Path, tmp_path: Path) -> None:
+    source, labels = tmp_path / "clean.npz", np.arange(N) % 3
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), np.uint8)
+    other = pixels.copy()
+    other[N // 2 + 1, 7, 9, 2] ^= 1  # none of the images that an opened cache is compared with
+    options: dict[str, Any] = {"corruptions": "contrast", "workers": 0}
+    for number, images in enumerate((pixels, other), 1):
+        np.savez(source, images=images, labels=labels)
+        assert same(read(corrupted(str(source), **options, cache=str(folder))), read(corrupted(str(source), **options)))
+        assert len(caches(folder)) == number
+    index = torch.arange(N)
+    assert ArrayImages(pixels).content(index) == ArrayImages(pixels.copy()).content(index)
+    names = {ArrayImages(images).content(which) for images in (pixels, other) for which in (index, index.flip(0))}
+    assert len(names) == 4
 
 
 def test_a_cache_changes_neither_digest_nor_fingerprint(root: Path, folder: Path) -> None:
