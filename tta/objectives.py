@@ -9,6 +9,7 @@ Decoupled Entropy Minimization (arXiv:2511.03256) splits the entropy of ``p = so
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,6 +29,16 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 REWARDS = ("cadf", "entropy")
 
 
+def logits_alone(value: Any) -> Tensor:
+    """Return ``value``, what a backbone gave, if it is a tensor, else raise ``TypeError`` that says what to do."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"a backbone must give a tensor of logits (N, C), it gave {type(value).__name__}: wrap it in a module that "
+            "returns the logits alone"
+        )
+    return value
+
+
 class Objective(nn.Module, ABC):
     """A loss on logits alone. State, if any, lives in buffers; ``reset`` forgets it.
 
@@ -40,7 +51,12 @@ class Objective(nn.Module, ABC):
     """Whether buffers of several objectives, stacked along a first dimension, serve logits with that dimension."""
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Map logits (..., N, C) to losses (..., N), in nats, float32 (float64 for logits of float64)."""
+        """Map logits (..., N, C) to losses (..., N), in nats, float32 (float64 for logits of float64).
+
+        Raises:
+            TypeError: for what is no tensor.
+        """
+        logits = logits_alone(logits)
         with torch.autocast(logits.device.type, enabled=False):
             return self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
@@ -50,6 +66,17 @@ class Objective(nn.Module, ABC):
 
     def reset(self) -> None:
         """Forget everything learnt from earlier batches."""
+
+
+def copy_of(objective: Objective) -> Objective:
+    """Copy an objective, so that what it learns is one method's own.
+
+    Raises:
+        TypeError: for a class, of which no objective has been made.
+    """
+    if isinstance(objective, type):
+        raise TypeError(f"the objective is a class: give an object of it, {objective.__name__}()")
+    return copy.deepcopy(objective)
 
 
 class EM(Objective):

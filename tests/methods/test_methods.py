@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import SmallNet, small_net, some_images
-from tta.methods import BNAdapt, Source, Tent
+from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from tta.methods import ETA, SAR, BNAdapt, DeYO, ParameterChoice, Source, Tent
 from tta.objectives import EM, AdaDEM
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -132,6 +132,31 @@ def test_dropout_stays_off() -> None:
 def test_tent_without_normalisation_layers_says_which_layers_there_are() -> None:
     with pytest.raises(ValueError, match=r"the backbone has none; its layers are: .*Conv2d.*Linear.*method=source"):
         Tent(small_net("none"), EM(), sgd)
+    with pytest.raises(ValueError, match=r'in Python adapt=ParameterChoice\("all"\)'):
+        Tent(small_net("none"), EM(), sgd)
+    assert Tent(small_net("none"), EM(), sgd, adapt=ParameterChoice("all"))(some_images()).shape == (8, CLASSES)
+
+
+def test_an_optimizer_that_is_made_already_is_refused() -> None:
+    net = small_net("batch")
+    with pytest.raises(TypeError, match=r"Tent .*its own copy of the backbone.*partial\(torch.optim.Adam, lr=1e-3\)"):
+        Tent(net, EM(), torch.optim.Adam(net.parameters(), lr=1e-3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [Tent, ETA, SAR, DeYO])
+def test_a_class_in_the_place_of_an_objective_is_refused(method: type[Tent]) -> None:
+    with pytest.raises(TypeError, match=r"the objective is a class: give an object of it, AdaDEM\(\)"):
+        method(small_net("batch"), AdaDEM, sgd)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [Source, BNAdapt, functools.partial(Tent, objective=EM(), optimizer=sgd)])
+def test_a_backbone_that_gives_more_than_logits_is_told_so(method: type[Source]) -> None:
+    class Verbose(SmallNet):  # as those of Hugging Face
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(TypeError, match=r"must give a tensor of logits \(N, C\), it gave dict: wrap it in a module"):
+        method(Verbose("batch"))(some_images())
 
 
 @pytest.mark.parametrize("method", [BNAdapt, functools.partial(Tent, objective=EM(), optimizer=sgd)])

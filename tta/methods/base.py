@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tta.checks import whole_number
 from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
-from tta.objectives import Objective
+from tta.objectives import Objective, logits_alone
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 COUNTS = ("images_seen", "batches_seen")
@@ -90,11 +90,12 @@ class Method(nn.Module, ABC):
 
         Raises:
             ValueError: if the batch has fewer than ``min_batch_size`` images.
+            TypeError: if the backbone gives something else than a tensor.
         """
         self.begin(len(images))
         with gradients(images.device.type):
             images = self.usable(images)
-            logits = self._step_in_window(images) if self.window else self.step(images)
+            logits = logits_alone(self._step_in_window(images) if self.window else self.step(images))
         self.end(len(images))
         return logits.detach()
 
@@ -139,13 +140,21 @@ class Method(nn.Module, ABC):
 
         Raises:
             ValueError: if there are none.
+            TypeError: for an optimizer that is made already, and so has other parameters.
         """
+        if isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"{type(self).__name__} has its optimizer made for the parameters of its own copy of the backbone, and "
+                "got one that is made already: give what makes one, e.g. "
+                f"functools.partial(torch.optim.{type(optimizer).__name__}, lr=1e-3)"
+            )
         if not parameters:
             kinds = sorted({type(module).__name__ for module in self.backbone.modules()})
             raise ValueError(
                 f"{type(self).__name__} adapts the scale and shift of normalisation layers (BatchNorm, LayerNorm, "
                 f"GroupNorm), but the backbone has none; its layers are: {', '.join(kinds)}. "
-                "Choose another model, or method=source"
+                "Choose another model, all parameters (adapt@method.adapt=all; in Python "
+                'adapt=ParameterChoice("all")), or method=source'
             )
         for parameter in parameters.values():
             parameter.requires_grad_(True)

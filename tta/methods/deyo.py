@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -15,7 +14,7 @@ from tta.methods.batchnorm import in_company
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.predictions import probabilities
 from tta.methods.updates import selected_mean, step_where
-from tta.objectives import EM, Objective
+from tta.objectives import EM, Objective, copy_of
 
 DESTRUCTIONS = ("patch", "pixel", "occlusion")
 
@@ -80,7 +79,7 @@ class DeYO(Method):
         super().__init__(backbone, window)
         if destruction not in DESTRUCTIONS:
             raise ValueError(f"method.destruction must be one of {', '.join(DESTRUCTIONS)}; got {destruction!r}")
-        self.objective = copy.deepcopy(objective)
+        self.objective = copy_of(objective)
         self.entropy = EM()
         self.margin = number("method.margin", margin, 0, 1)
         self.entropy_reference = number("method.entropy_reference", entropy_reference, 0, 1)

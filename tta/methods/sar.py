@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -12,7 +11,7 @@ from tta.checks import number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.updates import ascended, forget_where, restore_where, selected_mean, step_where
-from tta.objectives import EM, Objective
+from tta.objectives import EM, Objective, copy_of
 
 
 class SAR(Method):
@@ -68,7 +67,7 @@ class SAR(Method):
         official_quirks: bool = False,
     ) -> None:
         super().__init__(backbone, window)
-        self.objective = copy.deepcopy(objective)
+        self.objective = copy_of(objective)
         self.entropy = EM()
         self.margin = number("method.margin", margin, 0, 1)
         self.rho = number("method.rho", rho, 0)

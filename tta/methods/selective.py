@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -15,7 +14,7 @@ from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.predictions import probabilities
 from tta.methods.updates import selected_mean, step_where
-from tta.objectives import EM, Objective
+from tta.objectives import EM, Objective, copy_of
 
 
 class SelectiveMethod(OnePass):
@@ -64,7 +63,7 @@ class SelectiveMethod(OnePass):
                 "method.margin and method.diversity must be greater than 0 and method.momentum in (0, 1], got "
                 f"margin={margin}, diversity={diversity} and momentum={momentum}"
             )
-        self.objective = copy.deepcopy(objective)
+        self.objective = copy_of(objective)
         self.entropy = EM()
         self.margin = margin
         self.diversity = diversity

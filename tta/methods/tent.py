@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,7 +9,7 @@ from tta.checks import whole_number
 from tta.methods.base import OptimizerFactory, use_batch_statistics
 from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.objectives import Objective
+from tta.objectives import Objective, copy_of
 
 
 class Tent(OnePass):
@@ -45,7 +43,7 @@ class Tent(OnePass):
         window: int = 0,
     ) -> None:
         super().__init__(backbone, window)
-        self.objective = copy.deepcopy(objective)
+        self.objective = copy_of(objective)
         self.steps = whole_number("method.steps", steps, 1)
         use_batch_statistics(self)
         self.optimizer = self.adapt(adapt(self.backbone), optimizer)
