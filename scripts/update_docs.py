@@ -1,10 +1,10 @@
-"""Bring the tables and figures of docs/ and the README up to date with runs that were just made.
+"""Bring the tables and figures of the README and docs/ up to date with runs that were just made.
 
     tta-compare runs/demo --figures && python scripts/update_docs.py demo=runs/demo
 
-takes comparison.md from runs/demo as docs/demo.md, with those of its figures that are in docs/ already or that the
-README shows (docs/demo.png, docs/demo-lr.png), and puts the table (that by learning rate, if there is one) into the
-README where it says `<!-- table:demo -->`.
+takes comparison.md from runs/demo as docs/demo.md, with those of its figures that are in docs/ already or that a page
+shows (docs/demo.png, docs/demo-lr.png), and puts the table (that by learning rate, if there is one) wherever the README
+or a page of docs/ says `<!-- table:demo -->`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ def main() -> None:
 
 def update(name: str, folder: Path) -> None:
     """Take over the comparison in a folder of runs."""
-    docs, readme = ROOT / "docs", ROOT / "README.md"
-    docs.mkdir(exist_ok=True)
+    docs = ROOT / "docs"
+    pages = [ROOT / "README.md", *docs.glob("*.md")]
     for figure in ("", "-lr"):
         target = docs / f"{name}{figure}.png"
-        if target.is_file() or f"(docs/{target.name})" in readme.read_text():
+        link = re.compile(rf"\]\((docs/)?{re.escape(target.name)}\)")
+        if target.is_file() or any(link.search(page.read_text()) for page in pages):
             shutil.copy(folder / f"comparison{figure}.png", target)
     (docs / f"{name}.md").write_text(without_places((folder / "comparison.md").read_text()))
     place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-    readme.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], readme.read_text()))
+    for page in pages:
+        text = page.read_text()
+        if place.search(text):
+            page.write_text(place.sub(lambda found: found[1] + table(docs / f"{name}.md") + found[2], text))
 
 
 def without_places(text: str) -> str:
