@@ -204,9 +204,10 @@ def test_defaults_of_the_methods_are_told_apart(tta_command: Command, capsys: py
     }
 
 
-def test_bf16_runs(tta_command: Command, small: list[str], tmp_path: Path) -> None:
-    tta_command(*small, "precision=bf16")
-    assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["config"]["precision"] == "bf16"
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_half_precision_runs(tta_command: Command, small: list[str], tmp_path: Path, name: str) -> None:
+    tta_command(*small, f"precision={name}")
+    assert json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["config"]["precision"] == name
 
 
 def test_a_compiled_run_says_so_and_is_the_same_run(
@@ -270,7 +271,7 @@ WRONG = {
     "argument of a class": (["+optimizer.mu=1"], r"method: SGD.__init__\(\) got an unexpected keyword argument 'mu'"),
     "steps": (["method.steps=0"], "method.steps must be a whole number of at least 1, got 0"),
     "device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
-    "precision": (["precision=fp8"], "precision must be one of fp32, tf32, bf16; got 'fp8'"),
+    "precision": (["precision=fp8"], "precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"),
     "compile": (["compile=maybe"], "compile must be true or false, got 'maybe'"),
     "force": (["force=1"], "force must be true or false, got 1"),
     "runs directory": (["runs_dir=/dev/null/runs"], "runs_dir: .* cannot be written .*choose another"),

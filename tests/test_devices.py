@@ -80,7 +80,8 @@ def restored_tf32() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "tf32"), [("fp32", None, False), ("tf32", None, True), ("bf16", torch.bfloat16, False)]
+    ("name", "dtype", "tf32"),
+    [("fp32", None, False), ("tf32", None, True), ("bf16", torch.bfloat16, False), ("fp16", torch.float16, False)],
 )
 @pytest.mark.parametrize("before", [False, True])
 def test_precision(restored_tf32: None, name: str, dtype: torch.dtype | None, tf32: bool, before: bool) -> None:
@@ -92,7 +93,7 @@ def test_precision(restored_tf32: None, name: str, dtype: torch.dtype | None, tf
 
 
 def test_wrong_precision() -> None:
-    with pytest.raises(ValueError, match=r"precision must be one of fp32, tf32, bf16; got 'fp8'"):
+    with pytest.raises(ValueError, match=r"precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"):
         choose_precision("fp8", CPU)
 
 

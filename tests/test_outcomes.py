@@ -43,21 +43,22 @@ def test_batch_statistics_are_far_above_source(cifar_resnet18: Backbone, stream:
 
 
 @pytest.mark.parametrize("objective", [None, EM(), AdaDEM()], ids=["bn_adapt", "em", "adadem"])
-def test_bf16_is_as_accurate_as_fp32(
-    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, objective: Objective | None
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_half_precision_is_as_accurate_as_fp32(
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, objective: Objective | None, half: str
 ) -> None:
     found = []
-    for name in ("fp32", "bf16"):
+    for name in ("fp32", half):
         sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
         method = Tent(cifar_resnet18, objective, sgd) if objective else BNAdapt(cifar_resnet18)
         with RunDirectory(tmp_path / name) as directory:
             computes_in = choose_precision(name, CPU)
             runner = Runner(method, stream, Scenario(), 0, directory, NO_LOGGERS, CPU, computes_in)
             found.append(runner.run()["accuracy"])
-    fp32, bf16 = found
-    entropies = [pd.read_csv(tmp_path / name / "batches.csv").entropy for name in ("fp32", "bf16")]
+    fp32, in_half = found
+    entropies = [pd.read_csv(tmp_path / name / "batches.csv").entropy for name in ("fp32", half)]
     assert (entropies[0] != entropies[1]).any()  # or autocast was not on
-    assert abs(bf16 - fp32) <= 0.002
+    assert abs(in_half - fp32) <= 0.002
 
 
 def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(

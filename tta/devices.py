@@ -32,7 +32,12 @@ class Precision:
 
 
 FP32 = Precision()
-PRECISIONS = {"fp32": FP32, "tf32": Precision(tf32=True), "bf16": Precision(torch.bfloat16)}
+PRECISIONS = {
+    "fp32": FP32,
+    "tf32": Precision(tf32=True),
+    "bf16": Precision(torch.bfloat16),
+    "fp16": Precision(torch.float16),
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,7 +76,7 @@ def device_digest(device: torch.device) -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Turn ``fp32``, ``tf32`` or ``bf16`` into a precision that the device has.
+    """Turn ``fp32``, ``tf32``, ``bf16`` or ``fp16`` into a precision that the device has.
 
     Raises:
         ValueError: for another name, or TF32 on a CPU, which has none.

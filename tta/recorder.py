@@ -207,7 +207,7 @@ class Recorder:
             raise FloatingPointError(
                 f"{'the loss' if finite else 'a logit'} is not finite at step {self.step - 1} "
                 f"({_words(self.place)}): the adaptation diverged, or the weights "
-                "are broken. Try a smaller optimizer.lr; with precision=bf16 try fp32"
+                "are broken. Try a smaller optimizer.lr; with precision=bf16 or fp16 try fp32"
             )
 
 

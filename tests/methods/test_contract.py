@@ -129,9 +129,10 @@ def test_two_objects_share_nothing(name: str, kind: str) -> None:
     assert_same(predict(other, range(2)), expected)
 
 
-def test_works_in_bf16_autocast(name: str, kind: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_works_in_autocast(name: str, kind: str, dtype: torch.dtype) -> None:
     method = make(name, kind)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         for logits in predict(method, range(2)):
             assert logits.isfinite().all()
 

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from tta.checks import whole_number
 from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
+from tta.methods.scaling import LossScale, in_half
+from tta.methods.updates import step_where
 from tta.objectives import Objective, logits_alone
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -67,6 +69,7 @@ class Method(nn.Module, ABC):
         for module in self.backbone.modules():
             module.training = False
         self._bears_channels_last = bears_channels_last(self.backbone)
+        self.loss_scale = LossScale()
         self.diagnostics: dict[str, Tensor] = {}
         self._initial: dict[str, Any] | None = None
 
@@ -163,6 +166,37 @@ class Method(nn.Module, ABC):
             if "capturable" in group and group["params"][0].is_cuda:
                 group["capturable"] = True  # the count of steps stays on the device
         return made
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``; in float16 of the loss times a factor, which the gradients are free of afterwards.
+
+        Args:
+            loss: (), in nats.
+        """
+        self.scaled(loss).backward()
+        self.unscale(loss.device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Give what a backward pass is to begin with."""
+        return loss * self.loss_scale.scale if in_half(loss.device) else loss
+
+    def unscale(self, device: torch.device) -> None:
+        """Free the gradients that a backward pass has left of the factor that it began with."""
+        if in_half(device):
+            self.loss_scale.unscale([p.grad for p in self.parameters() if p.grad is not None])
+
+    def update(self, optimizer: Optimizer, condition: Tensor | None = None) -> None:
+        """``optimizer.step()``, if gradients are finite and the condition, boolean (), holds.
+
+        In float32 and bfloat16 gradients are not looked at.
+        """
+        device = optimizer.param_groups[0]["params"][0].device
+        if in_half(device):
+            condition = self.loss_scale.sound if condition is None else self.loss_scale.sound & condition
+        if condition is None:
+            optimizer.step()
+        else:
+            step_where(condition, optimizer)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Have ``torch.compile`` make the backbone's passes, in place, as the first batches come; see there.

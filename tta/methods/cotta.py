@@ -89,8 +89,8 @@ class CoTTA(Method):
         """Predict with the teacher, then update the student, and after it the teacher."""
         target = self._teach(images)
         loss = consistency(self.backbone(images), target, self.symmetric).mean()
-        loss.backward()
-        self.optimizer.step()
+        self.backward(loss)
+        self.update(self.optimizer)
         self.optimizer.zero_grad()
         average_(self.teacher.parameters(), self.backbone.parameters(), 1 - self.teacher_momentum)
         self._restore()

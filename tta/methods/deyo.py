@@ -13,7 +13,7 @@ from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.batchnorm import in_company
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.predictions import probabilities
-from tta.methods.updates import selected_mean, step_where
+from tta.methods.updates import selected_mean
 from tta.objectives import EM, Objective, copy_of
 
 DESTRUCTIONS = ("patch", "pixel", "occlusion")
@@ -101,9 +101,9 @@ class DeYO(Method):
         kept = drop > self.plpd
         weight = (self.entropy_reference * ln_c - entropy).exp() + drop.exp()
         loss = selected_mean(weight * self.objective(logits), kept)
-        loss.backward()
+        self.backward(loss)
         used = kept.sum()
-        step_where(used > 0, self.optimizer)
+        self.update(self.optimizer, used > 0)
         self.optimizer.zero_grad()
         self.report(loss=loss.detach(), used=used)
         return logits

@@ -83,8 +83,8 @@ class MEMO(Method):
         for _ in range(self.steps):
             copies = augmented_copies(image, self.augmentations, self.generator)
             loss = marginal_entropy(self.backbone(copies))
-            loss.backward()
-            self.optimizer.step()
+            self.backward(loss)
+            self.update(self.optimizer)
             self.optimizer.zero_grad()
         return loss.detach()
 

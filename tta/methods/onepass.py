@@ -38,7 +38,7 @@ class OnePass(Method):
         for _ in range(self.steps):
             logits = self.backbone(images)
             loss = self.loss(logits, self.objective(logits))
-            loss.value.backward()
+            self.scaled(loss.value).backward()
             self.learn(loss)
         return logits
 
@@ -54,10 +54,11 @@ class OnePass(Method):
     def learn(self, loss: Loss) -> None:
         """Follow the gradient, which the backward pass of the loss has left, and forget it."""
         assert self.optimizer is not None
+        self.unscale(loss.value.device)
         self.follow(self.optimizer, loss.used)
         self.optimizer.zero_grad()
         self.report(loss=loss.value.detach(), used=loss.used)
 
     def follow(self, optimizer: Optimizer, used: Tensor) -> None:
         """Let the optimizer make its step, from the gradient of a loss of so many samples."""
-        optimizer.step()
+        self.update(optimizer)

@@ -103,8 +103,8 @@ class ROID(Method):
         if self.consistency:
             total = total + self._inconsistency(images, logits, weights)
         loss = total / len(images)
-        loss.backward()
-        self.optimizer.step()
+        self.backward(loss)
+        self.update(self.optimizer)
         self.optimizer.zero_grad()
         average_(self.adapted, self.source, self.source_share)
         self.report(loss=loss.detach(), used=(weights > 0).sum())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tta.checks import number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
-from tta.methods.updates import ascended, forget_where, restore_where, selected_mean, step_where
+from tta.methods.updates import ascended, forget_where, restore_where, selected_mean
 from tta.objectives import EM, Objective, copy_of
 
 
@@ -85,19 +85,16 @@ class SAR(Method):
         """Predict, then update by the gradient of the worst parameters nearby."""
         logits = self.backbone(images)
         _, reliable = self._entropy(logits)
-        selected_mean(self.objective(logits), reliable).backward()
+        self.backward(selected_mean(self.objective(logits), reliable))
         with ascended(self.weights, self.rho):
             self.optimizer.zero_grad()
             logits_there = self.backbone(images)
             entropy, reliable_there = self._entropy(logits_there)
             kept = reliable & reliable_there
             loss = selected_mean(self.objective(logits_there), kept)
-            loss.backward()
+            self.backward(loss)
         used = kept.sum()
-        if self.official_quirks:
-            self.optimizer.step()
-        else:
-            step_where(used > 0, self.optimizer)
+        self.update(self.optimizer, None if self.official_quirks else used > 0)
         self.optimizer.zero_grad()
         self._recover(selected_mean(entropy, kept), used > 0)
         self.report(loss=loss.detach(), used=used)

@@ -13,7 +13,7 @@ from tta.methods.base import OptimizerFactory, use_batch_statistics
 from tta.methods.onepass import Loss, OnePass
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.predictions import probabilities
-from tta.methods.updates import selected_mean, step_where
+from tta.methods.updates import selected_mean
 from tta.objectives import EM, Objective, copy_of
 
 
@@ -81,7 +81,7 @@ class SelectiveMethod(OnePass):
 
     def follow(self, optimizer: Optimizer, used: Tensor) -> None:
         """Make the step, unless no sample is used."""
-        step_where(used > 0, optimizer)
+        self.update(optimizer, used > 0)
 
     def _select(self, logits: Tensor, sure: Tensor) -> Tensor:
         """Tell which of the sure samples (N,) are unlike those before, and take them into the moving average."""

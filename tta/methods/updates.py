@@ -36,12 +36,12 @@ def step_where(condition: Tensor, optimizer: Optimizer) -> None:
     """
     before: State = {}
     for tensors in _alike(_tensors(optimizer)):
-        before.update(_apart(_together(tensors.values()), tensors))
+        before.update(_copies(tensors))
     optimizer.step()
     for tensors in _alike(_tensors(optimizer)):
-        old = _together(before[key] if key in before else torch.zeros_like(t) for key, t in tensors.items())
-        chosen = _apart(torch.where(condition, _together(tensors.values()), old), tensors)
-        torch._foreach_copy_(list(tensors.values()), list(chosen.values()))
+        new = list(tensors.values())
+        old = together(before[key] if key in before else torch.zeros_like(t) for key, t in tensors.items())
+        torch._foreach_copy_(new, apart(torch.where(condition, together(new), old), new))
 
 
 @torch.no_grad()
@@ -104,15 +104,20 @@ def _alike(tensors: State) -> list[State]:
     return list(kinds.values())
 
 
-def _together(tensors: Iterable[Tensor]) -> Tensor:
+def _copies(tensors: State) -> State:
+    return dict(zip(tensors, apart(together(tensors.values()), tensors.values()), strict=True))
+
+
+def together(tensors: Iterable[Tensor]) -> Tensor:
     """Copy the values of tensors into one row: a GPU is then asked once, however many layers there are."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _apart(row: Tensor, like: State) -> State:
+def apart(row: Tensor, like: Iterable[Tensor]) -> list[Tensor]:
     """Take a row apart into tensors of these shapes."""
-    parts = row.split([tensor.numel() for tensor in like.values()])
-    return {key: part.view_as(tensor) for (key, tensor), part in zip(like.items(), parts, strict=True)}
+    like = list(like)
+    parts = row.split([tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
 def _tensors(optimizer: Optimizer) -> State:

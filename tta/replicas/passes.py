@@ -120,7 +120,7 @@ class Replicas:
     def _follow(self, losses: Mapping[int, Loss], wrong: list[Exception | None]) -> None:
         try:
             if losses:
-                torch.autograd.backward([loss.value for loss in losses.values()])
+                torch.autograd.backward([self.methods[number].scaled(loss.value) for number, loss in losses.items()])
         except Exception as error:  # in what all share
             wrong[:] = [error] * len(wrong)
             return
