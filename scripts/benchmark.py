@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
     python scripts/benchmark.py step --rounds 5 --out docs/benchmark-step-cpu.md
+    python scripts/benchmark.py curves --rounds 9 --out docs/benchmark-curves-cpu.md
+    python scripts/benchmark.py start --rounds 9 --out docs/benchmark-start-cpu.md
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
     python scripts/benchmark.py corruptions --rounds 5 --out docs/benchmark-corruptions-cpu.md
     python scripts/benchmark.py stream --rounds 5 --root imagenet/val --out docs/benchmark-stream-cpu.md
@@ -19,7 +21,6 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from timing import medians
 from torch import Tensor
 
 from tta.cli import CONFIGS
-from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES, corrupt
+from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES
 from tta.devices import PRECISIONS, choose_device, describe_device, keep_memory
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
@@ -52,6 +53,10 @@ def main() -> None:
     elif options.what == "step":
         precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
         lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
+    elif options.what == "curves":
+        lines = curves(options.batches, options.classes, options.pixels, options.replicas, device, options.rounds)
+    elif options.what == "start":
+        lines = start(device, options.rounds)
     elif options.what == "corruptions":
         how = (device, options.rounds, options.batch, options.severity)
         lines = corruptions(options.corruptions, options.scales, *how)
@@ -89,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batches", type=int, default=10, help="of a run")
     command.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: all of the device")
     command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
+    command = commands.add_parser("curves", parents=[common], help="steps over batch size, classes, pixels, replicas")
+    command.add_argument("--batches", nargs="+", type=int, default=[2, 8, 32, 64, 128, 256], help="images")
+    command.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000, 10000])
+    command.add_argument("--pixels", nargs="+", type=int, default=[64, 128, 224], help="more than 32")
+    command.add_argument("--replicas", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    commands.add_parser("start", parents=[common], help="seconds of commands that only start")
     command = commands.add_parser("methods", parents=[common], help="a batch of each method, time and memory")
     command.add_argument("--model", default="resnet18", help="of timm, with random weights")
     command.add_argument("--batch", type=int, default=64, help="images")
@@ -129,12 +140,12 @@ def objectives(device: torch.device, rounds: int, shapes: Sequence[tuple[int, ..
         z = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         steps = {name: _step(make().to(device), z) for name, make in candidates.items()}
         columns[shape] = medians(steps, device, rounds)
-    rows = {"": [f"{n} x {c}" for n, c in shapes], "---": ["---:"] * len(shapes)}
-    rows["EM"] = [f"{1e3 * column['EM']:.3f} ms" for column in columns.values()]
+    rows = {"EM": [f"{1e3 * column['EM']:.3f} ms" for column in columns.values()]}
     for name in list(candidates)[1:]:
         rows[name] = [f"{column[name] / column['EM']:.2f}" for column in columns.values()]
     title = "Forward and backward pass on logits N x C, as multiples of EM's."
-    return [title, "", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+    head = ("", *(f"{n} x {c}" for n, c in shapes))
+    return [title, "", *_table(head, *((name, *cells) for name, cells in rows.items()))]
 
 
 def _step(objective: Objective, z: Tensor) -> Callable[[], None]:
@@ -149,19 +160,51 @@ def step(
     sizes: Sequence[int], batches: int, precisions: Sequence[str], threads: int, device: torch.device, rounds: int
 ) -> list[str]:
     """Runs of Tent against a plain script's; a step against a forward pass, AdaDEM against EM, and the machine."""
-    from step_speed import SHAPES, runs, steps
+    from step_speed import SHAPES, outside, runs, steps
 
     shapes = {name: shape for name, shape in SHAPES.items() if shape.size in sizes}
     columns: list[dict[str, str]] = []
     for shape in shapes.values():
         column = runs(shape, batches, precisions, threads, device, rounds)
+        column["of a run, outside its steps"] = outside(shape, batches, device)
         for precision in precisions:
             column |= {f"{name}, {precision}": cell for name, cell in steps(shape, device, precision, rounds).items()}
         columns.append(column)
     title = f"Tent with EM: runs of {batches} batches, from the first to the last row written, and single steps."
-    rows = [("", *shapes), ("---", *["---:"] * len(shapes))]
-    rows += [(name, *(column[name] for column in columns)) for name in columns[0]]
-    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    return [title, "", *_table(("", *shapes), *rows)]
+
+
+def curves(
+    batches: Sequence[int],
+    classes: Sequence[int],
+    pixels: Sequence[int],
+    replicas: Sequence[int],
+    device: torch.device,
+    rounds: int,
+) -> list[str]:
+    """Images per second of a step, as batch, classes, images and the number of runs in one pass grow."""
+    import curve_speed
+
+    lines = ["Images per second of steps of Tent in fp32; ratios are of seconds."]
+    for title, rows in curve_speed.curves(batches, classes, pixels, replicas, device, rounds):
+        lines += ["", f"{title}:", "", *_table(rows[0], *rows[1:])]
+    return lines
+
+
+def start(device: torch.device, rounds: int) -> list[str]:
+    """Seconds from the start to the end of commands that do nothing else."""
+    from start_speed import starts
+
+    seconds = medians(starts(), device, rounds, warm_up=1)
+    rows = [(f"`{name}`", f"{value:.2f}") for name, value in seconds.items()]
+    return ["Seconds of a process, with warm files.", "", *_table(("command", "seconds"), *rows)]
+
+
+def _table(head: Sequence[str], *rows: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table, whose numbers are flush right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
 
 
 class LoopAdaDEM(AdaDEM):
@@ -181,60 +224,35 @@ def methods(work: Workload, rounds: int, names: Sequence[str]) -> list[str]:
     seconds = medians(candidates, work.device, rounds)
     peaks = {name: peak(work, name) for name in candidates}
     forward = f"{1e3 * seconds[FORWARD]:.1f} ms", f"{peaks[FORWARD] / 2**20:.0f} MiB"
-    rows = [("", "time", "peak memory"), ("---", "---:", "---:"), ("forward pass", *forward)]
+    rows = [("forward pass", *forward)]
     rows += [(n, f"{seconds[n] / seconds[FORWARD]:.2f}", f"{peaks[n] / peaks[FORWARD]:.2f}") for n in names]
     title = (
         f"A batch of {work.batch} images of {work.size} pixels through {work.model}: time, and memory beyond that of "
         "the model and the method at rest, as multiples of one forward pass."
     )
-    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [title, "", *_table(("", "time", "peak memory"), *rows)]
 
 
 def corruptions(
     names: Sequence[str], scales: Sequence[int], device: torch.device, rounds: int, batch: int, severity: int
 ) -> list[str]:
     """Images per second of each corruption, ours against the recipe in NumPy and OpenCV, image by image on one core."""
-    import cv2
+    from corruption_speed import speeds
 
-    cv2.setNumThreads(1)
     heads = [word for size in scales for word in (f"{size} px: images/s", "recipe", "ratio")]
-    rows: dict[str, list[str]] = {"": heads, "---": ["---:"] * len(heads)}
+    rows: dict[str, list[str]] = {}
     ratios: dict[int, list[float]] = {size: [] for size in scales}
     for name in names:
         rows[name] = []
         for size in scales:
-            ours, theirs = _speeds(name, severity, size, max(2, batch * 32**2 // size**2), device, rounds)
+            ours, theirs = speeds(name, severity, size, max(2, batch * 32**2 // size**2), device, rounds)
             ratios[size].append(ours / theirs)
             rows[name] += [f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.1f}"]
     for kind, mean in (("geometric", statistics.geometric_mean), ("arithmetic", statistics.mean)):
         rows[f"{kind} mean"] = [cell for size in scales for cell in ("", "", f"{mean(ratios[size]):.1f}")]
     second = "second" if device.type == "cuda" else "second of a core's time"
     title = f"Images per {second} at severity {severity}; ours in batches, the recipe image by image on one core."
-    return [title, "", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
-
-
-def _speeds(name: str, severity: int, size: int, count: int, device: torch.device, rounds: int) -> tuple[float, float]:
-    """Images per second of ours and of the recipe."""
-    import numpy as np
-    from plain_corruptions import plain
-
-    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
-    images, index, few = (smooth * 255).to(torch.uint8).to(device), torch.arange(count), min(count, 2)
-    arrays = [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in images[:few]]
-    constants, rng = SCALES[size][name][severity - 1], np.random.default_rng(0)
-
-    def ours() -> None:
-        corrupt(images, name, severity, index=index)
-
-    def recipe() -> None:
-        for array in arrays:
-            plain(array, name, constants, rng)
-
-    # On one core its time is what counts, whatever else the machine does meanwhile.
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    seconds = medians({"ours": ours, "recipe": recipe}, device, rounds, clock=clock)
-    return count / seconds["ours"], few / seconds["recipe"]
+    return [title, "", *_table(("", *heads), *((name, *cells) for name, cells in rows.items()))]
 
 
 def stream(root: Path | None, count: int, batch: int, workers: int, device: torch.device, rounds: int) -> list[str]:
@@ -251,11 +269,11 @@ def stream(root: Path | None, count: int, batch: int, workers: int, device: torc
         f"pixels in JPEG files, read by {workers} workers (CenterCrop, ToTensor and Normalize in theirs), "
         "and as many of 32 pixels in memory."
     )
-    rows = [("", "images/s", "ratio"), ("---", "---:", "---:")]
+    rows: list[tuple[str, ...]] = []
     for seconds in (files, arrays):
         first = next(iter(seconds.values()))
         rows += [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
-    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [title, "", *_table(("", "images/s", "ratio"), *rows)]
 
 
 def sweep(words: Sequence[str], name: str, threads: int, device: torch.device, rounds: int) -> list[str]:
@@ -266,12 +284,11 @@ def sweep(words: Sequence[str], name: str, threads: int, device: torch.device, r
     next(reversed(ways.values()))()  # what is made once, as the data of the demo
     seconds = medians(ways, device, rounds, warm_up=0)
     first = next(iter(seconds.values()))
-    rows = [(f"{count} runs as", "seconds", "ratio"), ("---", "---:", "---:")]
-    rows += [(way, f"{value:.0f}", f"{first / value:.2f}") for way, value in seconds.items()]
+    rows = [(way, f"{value:.0f}", f"{first / value:.2f}") for way, value in seconds.items()]
     title = (
         f"The {count} runs of `tta -m {shlex.join(words)}`, from the start of the first process to the end of the last."
     )
-    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [title, "", *_table((f"{count} runs as", "seconds", "ratio"), *rows)]
 
 
 def compare(number: int, device: torch.device, rounds: int) -> list[str]:
@@ -282,14 +299,13 @@ def compare(number: int, device: torch.device, rounds: int) -> list[str]:
         write_runs(Path(runs), number)
         seconds = medians(ways_to_read(Path(runs)), device, rounds, warm_up=1)
     first = next(iter(seconds.values()))
-    rows = [("", "seconds", "runs/s", "ratio"), ("---", "---:", "---:", "---:")]
-    rows += [(name, f"{s:.2f}", f"{number / s:.0f}", f"{s / first:.2f}") for name, s in seconds.items()]
+    rows = [(name, f"{s:.2f}", f"{number / s:.0f}", f"{s / first:.2f}") for name, s in seconds.items()]
     title = (
         f"{number} finished runs of ImageNet-C ({len(BENCHMARK)} corruptions of {IMAGES} images in batches of {BATCH}, "
         f"{CLASSES} classes) compared from the shell, start of the process included; seconds as multiples of those "
         "that reading summary.json and batches.csv of each run takes."
     )
-    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [title, "", *_table(("", "seconds", "runs/s", "ratio"), *rows)]
 
 
 if __name__ == "__main__":

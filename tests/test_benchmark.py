@@ -68,7 +68,40 @@ def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(tmp_path: Path
     assert re.fullmatch(r"\d+\.\d\d times as fast, \d\.\d\d of the memory", cells["run, ours, fp32"])
     assert float(cells["step over forward pass, fp32"]) > 1.5  # a forward and a backward pass
     assert 0.5 < float(cells["AdaDEM's step over EM's, fp32"]) < 2
+    assert re.fullmatch(r"\d+\.\d %", cells["of a run, outside its steps"])
     assert 0 < float(cells["step's FLOP/s over those of a matrix product, fp32"].split()[0]) < 1
+
+
+def test_curves_have_a_row_for_each_value(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["curves", "--device", "cpu", "--rounds", "1", "--batches", "2", "4", "--classes", "5", "--pixels", "64"]
+    subprocess.run([sys.executable, str(SCRIPT), *words, "--replicas", "1", "2", "--out", str(out)], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows if row[0] != "---"] == [
+        "batch",
+        "2",
+        "4",
+        "classes",
+        "5",
+        "size",
+        "64",
+        "runs",
+        "1",
+        "2",
+    ]
+    figures = [row for row in rows if row[0].isdecimal()]
+    assert all(float(cell) > 0 for row in figures for cell in row)
+    forward, em, _, over_forward, _ = map(float, figures[0][1:])
+    assert abs(over_forward - forward / em) < 0.1 * over_forward  # images per second are rounded
+
+
+def test_starts_are_seconds_of_every_command(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["start", "--device", "cpu", "--rounds", "1", "--out", str(out)]
+    subprocess.run([sys.executable, str(SCRIPT), *words], check=True)
+    rows = dict(line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| "))
+    assert float(rows["`import tta`"]) < float(rows["`import torch`"])
+    assert float(rows["`tta --help`"]) > float(rows["`python -c pass`"])
 
 
 def test_the_plain_script_is_tent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,24 @@ def test_a_replica_that_diverges_does_not_touch_the_others(layout: type[Layout])
     assert well[1].isfinite().all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_overflow_in_float16_is_of_one_replica(layout: type[Layout]) -> None:
+    ones, others = methods(small_net("batch")), methods(small_net("batch"))
+    start = [p.detach().clone() for p in others[1].parameters()]
+    for group in (ones, others):
+        group[1].loss_scale.scale.fill_(2.0**60)
+    with torch.autocast("cpu", torch.float16):
+        side_by_side(ones, Replicas(others, layout), images(0, len(ones)))
+    halved = [float(method.loss_scale.scale) for method in others]
+    assert halved == [float(method.loss_scale.scale) for method in ones]
+    assert [scale for scale in halved if scale != 2.0**16] == [2.0**59]
+    assert all(torch.equal(p, q) for p, q in zip(others[1].parameters(), start, strict=True))
+    for one, other in zip(ones, others, strict=True):
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
+    assert not all(torch.equal(p, q) for p, q in zip(others[2].parameters(), start, strict=True))
+
+
 def test_an_error_of_one_method_is_its_own() -> None:
     class Broken(EM):
         def loss(self, z: Tensor) -> Tensor:
