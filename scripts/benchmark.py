@@ -21,19 +21,17 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from method_speed import FORWARD, Workload, peak
 from timing import medians
-from torch import Tensor
 
 from tta.cli import CONFIGS
 from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES
 from tta.devices import PRECISIONS, choose_device, describe_device, keep_memory
-from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 from tta.paths import atomic_file
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
@@ -54,7 +52,7 @@ def main() -> None:
         precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
         lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
     elif options.what == "curves":
-        lines = curves(options.batches, options.classes, options.pixels, options.replicas, device, options.rounds)
+        lines = curves(vars(options), device, options.rounds)
     elif options.what == "start":
         lines = start(device, options.rounds)
     elif options.what == "corruptions":
@@ -124,36 +122,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def objectives(device: torch.device, rounds: int, shapes: Sequence[tuple[int, ...]]) -> list[str]:
     """Forward and backward pass of each objective, as multiples of that of EM."""
-    candidates: dict[str, Callable[[], Objective]] = {
-        "EM": EM,
-        "CADF": CADF,
-        "DEM(1.1, 1.2)": lambda: DEM(1.1, 1.2),
-        "AdaDEM": AdaDEM,
-        "AdaDEM-Norm": lambda: AdaDEM(calibrate=False),
-        "AdaDEM-MEC": lambda: AdaDEM(normalize=False),
-        "AdaDEM, a loop over the classes": LoopAdaDEM,
-        "COME": COME,
-        "SLR": SLR,
-    }
+    from objective_speed import candidates, step_of
+
     columns = {}
     for shape in shapes:
         z = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-        steps = {name: _step(make().to(device), z) for name, make in candidates.items()}
+        steps = {name: step_of(make().to(device), z) for name, make in candidates().items()}
         columns[shape] = medians(steps, device, rounds)
     rows = {"EM": [f"{1e3 * column['EM']:.3f} ms" for column in columns.values()]}
-    for name in list(candidates)[1:]:
+    for name in list(candidates())[1:]:
         rows[name] = [f"{column[name] / column['EM']:.2f}" for column in columns.values()]
     title = "Forward and backward pass on logits N x C, as multiples of EM's."
     head = ("", *(f"{n} x {c}" for n, c in shapes))
     return [title, "", *_table(head, *((name, *cells) for name, cells in rows.items()))]
-
-
-def _step(objective: Objective, z: Tensor) -> Callable[[], None]:
-    def step() -> None:
-        logits = z.detach().requires_grad_()
-        objective(logits).mean().backward()
-
-    return step
 
 
 def step(
@@ -175,19 +156,12 @@ def step(
     return [title, "", *_table(("", *shapes), *rows)]
 
 
-def curves(
-    batches: Sequence[int],
-    classes: Sequence[int],
-    pixels: Sequence[int],
-    replicas: Sequence[int],
-    device: torch.device,
-    rounds: int,
-) -> list[str]:
+def curves(values: Mapping[str, Sequence[int]], device: torch.device, rounds: int) -> list[str]:
     """Images per second of a step, as batch, classes, images and the number of runs in one pass grow."""
     import curve_speed
 
     lines = ["Images per second of steps of Tent in fp32; ratios are of seconds."]
-    for title, rows in curve_speed.curves(batches, classes, pixels, replicas, device, rounds):
+    for title, rows in curve_speed.curves(values, device, rounds):
         lines += ["", f"{title}:", "", *_table(rows[0], *rows[1:])]
     return lines
 
@@ -205,17 +179,6 @@ def _table(head: Sequence[str], *rows: Sequence[str]) -> list[str]:
     """Lines of a Markdown table, whose numbers are flush right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
-
-
-class LoopAdaDEM(AdaDEM):
-    """AdaDEM whose table is updated class by class, as the paper writes it down: to compare with."""
-
-    def _calibrator(self, p: Tensor) -> Tensor:
-        self._allocate(p)
-        labels = p.argmax(-1)
-        for label in labels.unique():
-            self.table[label].lerp_(p[labels == label].mean(0), self.momentum)
-        return self.table[labels]
 
 
 def methods(work: Workload, rounds: int, names: Sequence[str]) -> list[str]:

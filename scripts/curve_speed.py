@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from step_speed import LR, SHAPES, Shape, tent
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tta.devices import place
 from tta.methods import Tent
 from tta.objectives import EM, AdaDEM
-from tta.replicas.norms import Blocks, Interleaved, Layout
+from tta.replicas.norms import Blocks, Interleaved
 from tta.replicas.passes import Replicas, share_frozen
 
 SMALL, LARGE = SHAPES.values()
@@ -25,24 +25,25 @@ FEW = 8
 
 
 def curves(
-    batches: Sequence[int],
-    classes: Sequence[int],
-    pixels: Sequence[int],
-    replicas: Sequence[int],
-    device: torch.device,
-    rounds: int,
+    values: Mapping[str, Sequence[int]], device: torch.device, rounds: int
 ) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """Give each curve: what it says, and the rows of its table, in images per second."""
+    """Give each curve: what it says, and the rows of its table, in images per second.
+
+    Args:
+        values: of ``batches``, ``classes``, ``pixels`` and ``replicas``.
+        device: of the steps.
+        rounds: of which a time is the median.
+    """
     small, large = SHAPES
     of_steps = functools.partial(_of_steps, device=device, rounds=rounds)
-    yield f"Batch size ({small}, but for the batch)", of_steps(SMALL, "batch", batches)
-    yield f"Classes ({small}, but for the classes)", of_steps(SMALL, "classes", classes)
+    yield f"Batch size ({small}, but for the batch)", of_steps(SMALL, "batch", values["batches"])
+    yield f"Classes ({small}, but for the classes)", of_steps(SMALL, "classes", values["classes"])
     shape = dataclasses.replace(LARGE, batch=FEW)
-    yield f"Pixels ({large}, but for the size, and batch {FEW})", of_steps(shape, "size", pixels)
+    yield f"Pixels ({large}, but for the size, and batch {FEW})", of_steps(shape, "size", values["pixels"])
     shape = dataclasses.replace(SMALL, batch=PER_REPLICA)
     yield (
         f"Runs in one pass ({small}, but with {PER_REPLICA} images of each run)",
-        _of_replicas(shape, replicas, device, rounds),
+        _of_replicas(shape, values["replicas"], device, rounds),
     )
 
 
@@ -76,7 +77,8 @@ def _of_replicas(shape: Shape, counts: Sequence[int], device: torch.device, roun
         batches = [torch.rand(shape.batch, 3, shape.size, shape.size, device=device) for _ in range(count)]
         ways = {"turns": functools.partial(_in_turns, _runs(shape, device, count), batches)}
         for layout in (Blocks, Interleaved):
-            ways[layout.__name__] = functools.partial(_together, _replicas(shape, device, count, layout), batches)
+            replicas = Replicas(_runs(shape, device, count), layout)
+            ways[layout.__name__] = functools.partial(_together, replicas, batches)
         turns, blocks, interleaved = medians(ways, device, rounds).values()
         speeds = (f"{count * shape.batch / seconds:.0f}" for seconds in (turns, blocks, interleaved))
         rows.append((str(count), *speeds, f"{turns / blocks:.2f}", f"{turns / interleaved:.2f}"))
@@ -91,10 +93,6 @@ def _runs(shape: Shape, device: torch.device, count: int) -> list[Tent]:
     for method in methods:
         share_frozen(method, backbone)
     return methods
-
-
-def _replicas(shape: Shape, device: torch.device, count: int, layout: type[Layout]) -> Replicas:
-    return Replicas(_runs(shape, device, count), layout)
 
 
 def _in_turns(methods: Sequence[Tent], batches: Sequence[Tensor]) -> None:
