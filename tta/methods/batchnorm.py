@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tta.methods.batchstatistics import TORCHS_OWN, CurrentBatchNorm
+
 
 def drop_running_statistics(model: nn.Module) -> bool:
     """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
 
-    The running statistics are dropped, so that no mode a caller could set brings them back.
+    The running statistics are dropped, so that no mode a caller could set brings them back. A layer of torch or timm
+    has a ``CurrentBatchNorm`` put in its place; one of another kind goes on by itself.
 
     Returns:
         Whether there is any such layer.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for layer in layers:
+
+    def current(layer: _BatchNorm) -> nn.Module:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    return bool(layers)
+        return CurrentBatchNorm(layer) if type(layer).__module__.startswith(TORCHS_OWN) else layer
+
+    return _replace_layers(model, current)
 
 
 def in_company(images: Tensor) -> Tensor:
@@ -95,10 +100,7 @@ def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased
         ValueError: for a share outside [0, 1], or if a layer has no running statistics.
     """
     _check_share(share)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, _BatchNorm):
-            parent, _, child = name.rpartition(".")
-            model.get_submodule(parent).register_module(child, MixedBatchNorm(module, share, track, unbiased))
+    _replace_layers(model, lambda layer: MixedBatchNorm(layer, share, track, unbiased))
 
 
 @contextmanager
@@ -132,6 +134,17 @@ def follow_batches(model: nn.Module, share: float) -> list[_BatchNorm]:
         _running_statistics(layer)
         layer.momentum = share
     return layers
+
+
+def _replace_layers(model: nn.Module, other: Callable[[_BatchNorm], nn.Module]) -> bool:
+    """Put another layer in the place, or all places, of every BatchNorm layer; say whether there is any."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    made = {id(layer): other(layer) for layer in layers}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in made:
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent).register_module(child, made[id(module)])
+    return bool(made)
 
 
 def _running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-KNOWN = ("torch.nn.", "timm.layers.")
+from tta.methods.batchstatistics import TORCHS_OWN, CurrentBatchNorm
+
+KNOWN = (*TORCHS_OWN, CurrentBatchNorm.__module__)
 """Layers from here compute what their kind says, also when they are made wider."""
 
 

@@ -143,4 +143,4 @@ def _of_the_batch(layer: nn.Module) -> bool:
 
 
 def _kinds(model: nn.Module) -> list[tuple[str, type[nn.Module]]]:
-    return [(name, type(module)) for name, module in model.named_modules()]
+    return [(name, getattr(module, "stands_for", type(module))) for name, module in model.named_modules()]
