@@ -122,4 +122,5 @@ def _origin(choices: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
         "reset": config["scenario"]["reset"],
         "device": describe_device(CPU),
         "compiled": False,
+        "captured": False,
     }

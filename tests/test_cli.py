@@ -273,6 +273,8 @@ WRONG = {
     "device": (["device=tpu"], "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
     "precision": (["precision=fp8"], "precision must be one of fp32, tf32, bf16, fp16; got 'fp8'"),
     "compile": (["compile=maybe"], "compile must be true or false, got 'maybe'"),
+    "graph": (["graph=1"], "graph must be true or false, got 1"),
+    "graph on a CPU": (["graph=true", "device=cpu"], "graph=true is for GPUs, and this run is on device=cpu: run it"),
     "force": (["force=1"], "force must be true or false, got 1"),
     "runs directory": (["runs_dir=/dev/null/runs"], "runs_dir: .* cannot be written .*choose another"),
     "diverges": (["optimizer.lr=1e30"], "is not finite at step 1 .*smaller optimizer.lr"),

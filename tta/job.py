@@ -98,7 +98,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
 def _check(config: DictConfig) -> None:
     """Check the values that go to no part of a run: a part checks its own."""
     whole_number("seed", config.seed, 0)
-    for key in ("compile", "force"):
+    for key in ("compile", "graph", "force"):
         yes_or_no(key, config[key])
     pool.check(config.replicas, config.replica_pass)
     if "lr" in config.optimizer:
@@ -119,6 +119,7 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     import torch
 
     from tta.devices import place
+    from tta.methods.onepass import capture
 
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
@@ -135,6 +136,8 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     method = instantiate(config.method, backbone=backbone)
     if config.compile:
         method.compile()
+    if config.graph:
+        capture(method, device)
     return _Parts(scenario, stream, backbone, method)
 
 
@@ -145,10 +148,11 @@ def _checkpoints(
     from tta.checkpoints import Checkpoints, code_digest
     from tta.devices import device_digest
 
-    computed_by = device_digest(device) + ", compiled" * parts.method.compiled
+    method = parts.method
+    computed_by = device_digest(device) + ", compiled" * method.compiled + ", captured" * method.captured
     made_by = {
         "run": identity,
-        "code": code_digest(parts.method, parts.stream, parts.scenario),
+        "code": code_digest(method, parts.stream, parts.scenario),
         "device": computed_by,
     }
     return Checkpoints(directory.checkpoint_path, made_by, every)
@@ -170,6 +174,7 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
         "reset": parts.scenario.reset,
         "device": describe_device(device),
         "compiled": parts.method.compiled,
+        "captured": parts.method.captured,
         **provenance(command),
         "config": hide_in_values(resolved),
     }

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from backbones_for_tests import CLASSES, small_net, some_images
-from device_questions import DeviceQuestions
+from device_questions import DeviceQuestions, crossings, without_autocast
 from tta.cli import CONFIGS
 from tta.methods import Method
 
@@ -179,6 +179,17 @@ def test_a_step_waits_for_the_device_only_where_the_method_says_so(name: str, ki
     with DeviceQuestions() as questions:
         predict(method, range(2, 3))
     assert not questions.asked or name in WAITING
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_stays_on_the_backbones_device(
+    name: str, kind: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in WAITING or name == "eata":  # EATA when it is made, for its Fisher information
+        pytest.skip("asks for values, which tensors on meta have not")
+    without_autocast(monkeypatch, half)
+    method = make(name, kind, backbone=small_net(kind).to("meta"))
+    assert not crossings(method, some_images().to("meta"))
 
 
 @pytest.mark.gpu

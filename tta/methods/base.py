@@ -56,6 +56,8 @@ class Method(nn.Module, ABC):
     """Why fewer images do not do."""
     episodic = False
     """Whether every image, or batch, begins with the source weights, so that nothing that adapts stays adapted."""
+    captured = False
+    """Whether its steps are CUDA graphs (``OnePass.capture``)."""
     data = ""
     """What data beside the stream the method was made from, as a digest; empty for none."""
 
@@ -69,7 +71,8 @@ class Method(nn.Module, ABC):
         for module in self.backbone.modules():
             module.training = False
         self._bears_channels_last = bears_channels_last(self.backbone)
-        self.loss_scale = LossScale()
+        device = next((parameter.device for parameter in self.backbone.parameters()), None)
+        self.loss_scale = LossScale().to(device)
         self.diagnostics: dict[str, Tensor] = {}
         self._initial: dict[str, Any] | None = None
 

@@ -25,12 +25,8 @@ FAR = {False: 0.01, True: 0.1}
 
 def packable(method: Method, backbone: nn.Module) -> bool:
     """Whether the passes of a method can be shared with others that were made from the same backbone."""
-    kind = type(method)
-    if not isinstance(method, OnePass) or method.window or method.steps > 1 or method.compiled:
+    if not isinstance(method, OnePass) or not method.simple or method.compiled or method.captured:
         return False
-    ways = {"forward": Method, "predict": Method, "step": OnePass, "learn": OnePass}
-    if any(getattr(kind, name) is not getattr(base, name) for name, base in ways.items()):
-        return False  # it does something else as well
     if _kinds(method.backbone) != _kinds(backbone):
         return False
     return all(isinstance(module, NORM_LAYERS) for module in method.backbone.modules() if _adapts(module))
