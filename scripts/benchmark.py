@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py objectives --out docs/benchmark-objectives-cpu.md
     python scripts/benchmark.py step --rounds 5 --out docs/benchmark-step-cpu.md
+    python scripts/benchmark.py profile --threads 2 --rounds 5 --out docs/benchmark-profile-cpu.md
     python scripts/benchmark.py curves --rounds 9 --out docs/benchmark-curves-cpu.md
     python scripts/benchmark.py start --rounds 9 --out docs/benchmark-start-cpu.md
     python scripts/benchmark.py methods --out docs/benchmark-methods-cpu.md
@@ -51,6 +52,8 @@ def main() -> None:
     elif options.what == "step":
         precisions = options.precisions or [name for name in PRECISIONS if (name, device.type) != ("tf32", "cpu")]
         lines = step(options.sizes, options.batches, precisions, options.threads, device, options.rounds)
+    elif options.what == "profile":
+        lines = profile(options.sizes, options.precisions, device, options.rounds)
     elif options.what == "curves":
         lines = curves(vars(options), device, options.rounds)
     elif options.what == "start":
@@ -70,7 +73,9 @@ def main() -> None:
     if getattr(options, "root", None):  # where it is says nothing to others
         sys.argv = [word.replace(str(options.root), options.root.name) for word in sys.argv]
     lines += ["", f"`{shlex.join(['python', *sys.argv])}`; {datetime.now(UTC):%Y-%m-%d}; torch {torch.__version__}; "]
-    lines[-1] += f"{describe_device(device)}; median of {options.rounds} rounds."
+    lines[-1] += (
+        f"{describe_device(device)}; {'mean' if options.what == 'profile' else 'median'} of {options.rounds} rounds."
+    )
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out:
@@ -91,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("step", parents=[common], help="Tent, against a plain script and a forward pass")
     command.add_argument("--batches", type=int, default=10, help="of a run")
     command.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: all of the device")
+    command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
+    command = commands.add_parser("profile", parents=[common], help="what a step of Tent and a forward pass consist of")
+    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
     command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
     command = commands.add_parser("curves", parents=[common], help="steps over batch size, classes, pixels, replicas")
     command.add_argument("--batches", nargs="+", type=int, default=[2, 8, 32, 64, 128, 256], help="images")
@@ -154,6 +162,19 @@ def step(
     title = f"Tent with EM: runs of {batches} batches, from the first to the last row written, and single steps."
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     return [title, "", *_table(("", *shapes), *rows)]
+
+
+def profile(sizes: Sequence[int], precisions: Sequence[str], device: torch.device, rounds: int) -> list[str]:
+    """Milliseconds of each kind of work in a forward pass and in a step."""
+    import step_profile
+    from step_speed import SHAPES
+
+    lines = ["Milliseconds of each kind of work, and by how much a step has more, in forward passes."]
+    for name, shape in SHAPES.items():
+        for precision in precisions if shape.size in sizes else ():
+            rows = step_profile.rows(shape, device, precision, rounds)
+            lines += ["", f"{name}, {precision}:", "", *_table(("", "forward pass", "step of Tent", "more"), *rows)]
+    return lines
 
 
 def curves(values: Mapping[str, Sequence[int]], device: torch.device, rounds: int) -> list[str]:

@@ -72,6 +72,25 @@ def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(tmp_path: Path
     assert 0 < float(cells["step's FLOP/s over those of a matrix product, fp32"].split()[0]) < 1
 
 
+def test_a_profile_tells_the_kinds_of_work_apart(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    words = ["profile", "--device", "cpu", "--rounds", "1", "--sizes", "32", "--precisions", "fp32"]
+    subprocess.run([sys.executable, str(SCRIPT), *words, "--out", str(out)], check=True)
+    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    forward, step, more = (
+        dict(zip([row[0] for row in rows[2:]], map(float, column), strict=True))
+        for column in list(zip(*rows[2:], strict=True))[1:]
+    )
+    for kind in ("convolution, backward", "BatchNorm, backward"):
+        assert forward[kind] == 0 < step[kind]
+    for kind in ("convolution", "BatchNorm"):
+        assert forward[kind] > 0 < step[kind]
+    assert step["the rest"] < 0.3 * step["all"]  # what is timed has a name
+    assert abs(sum(step.values()) - 2 * step["all"]) < 0.5
+    assert abs(more["all"] - (step["all"] / forward["all"] - 1)) < 0.01
+    assert "mean of 1 rounds" in out.read_text()
+
+
 def test_curves_have_a_row_for_each_value(tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     words = ["curves", "--device", "cpu", "--rounds", "1", "--batches", "2", "4", "--classes", "5", "--pixels", "64"]
