@@ -110,3 +110,19 @@ def test_training_leaves_the_global_generator_alone(monkeypatch: pytest.MonkeyPa
     next(tmp_path.glob("*.safetensors")).unlink()
     demo.backbone()
     assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_the_backbone_is_the_same_however_many_threads_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    tags, before = set(), torch.get_num_threads()
+    for threads in (1, 2):
+        monkeypatch.setenv("TTA_CACHE", str(tmp_path / str(threads)))
+        torch.set_num_threads(threads)
+        try:
+            tags.add(demo.backbone().tag)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert len(tags) == 1

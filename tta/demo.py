@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +83,7 @@ def stream(
 def backbone() -> Backbone:
     """Load the small ResNet of the demo; it is trained on first use and cached."""
     training = Path(sys.modules[train_source.__module__].__file__ or "").read_text()
-    recipe = repr((MODEL, MODEL_KWARGS, EPOCHS, LR, TRAINED_PER_CLASS, training))
+    recipe = repr((MODEL, MODEL_KWARGS, EPOCHS, LR, TRAINED_PER_CLASS, training, "one thread"))
     checkpoint = cache_dir() / f"demo-resnet-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.safetensors"
     if not checkpoint.is_file():
         _train(checkpoint)
@@ -128,6 +129,7 @@ def _train(checkpoint: Path) -> None:
         console.print(what)
     with (
         torch.random.fork_rng(),
+        one_thread(),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         torch.manual_seed(0)
@@ -139,6 +141,17 @@ def _train(checkpoint: Path) -> None:
         )
         with atomic_file(checkpoint) as temporary:
             save_model(net, str(temporary))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: with more, sums are made in another order, and training ends at other weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache
