@@ -12,7 +12,7 @@ from tta.streams.base import Domain, Stream
 from tta.streams.choices import GROUPS, choose_corruptions, choose_on_error, choose_severities
 from tta.streams.classes import imagenet_classes
 from tta.streams.files import FileImages
-from tta.streams.listing import Folders, list_images, read_subset
+from tta.streams.listing import Folders, folders_in, list_images, read_subset
 
 CORRUPTIONS_OF = {"imagenet_c": GROUPS, "imagenet_3dcc": {"benchmark": CORRUPTIONS_3D, "all": CORRUPTIONS_3D}}
 """Groups of corruptions in each data set; ``all`` is all of them."""
@@ -89,7 +89,8 @@ def _find(root: Path, name: str, severity: int) -> Path:
         if (folder / str(severity)).is_dir():
             return folder / str(severity)
     found = next((folder for folder in candidates if folder.is_dir()), root)
-    there = ", ".join(sorted(p.name for p in found.iterdir() if p.is_dir())) or "no folders"
+    instead = "stream.corruptions" if found == root else "stream.severity"
     raise FileNotFoundError(
-        f"stream.root: expected {root / name / str(severity)}/<wnid>/*.JPEG, which is not there; {found} holds: {there}"
+        f"stream.root: expected {root / name / str(severity)}/<wnid>/*.JPEG, which is not there; {found} holds "
+        f"{folders_in(found)}. Give the folder with stream.root=<folder>, or choose what is there with {instead}"
     )

@@ -90,6 +90,12 @@ class Folders:
             raise ValueError(f"{place}: {name!r} is not one of {self.what}")
 
 
+def folders_in(folder: Path, most: int = 20) -> str:
+    """Name the folders in a folder, for messages; of very many, as a data set's classes are, the first."""
+    there = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    return ", ".join(there[:most]) + " ..." * (len(there) > most) if there else "no folders"
+
+
 def list_images(
     folder: Path, folders: Folders, subset: Subset | None = None, key: str = "stream.root"
 ) -> tuple[list[Path], Tensor]:

@@ -15,7 +15,7 @@ from tta.streams.classes import PARTS, part_classes, part_of_imagenet
 from tta.streams.files import FileImages
 from tta.streams.imagenet import imagenet_folders
 from tta.streams.labelled import open_labelled
-from tta.streams.listing import Folders, list_images
+from tta.streams.listing import Folders, folders_in, list_images
 
 
 def _part_folders(dataset: str, title: str) -> Folders:
@@ -133,8 +133,7 @@ def _find(root: Path, official: str, dataset: str, folders: Folders) -> Path:
             return folder
     what = f"there is no {root}"
     if root.is_dir():
-        there = sorted(child.name for child in root.iterdir() if child.is_dir())
-        what = f"{root} holds {', '.join(there[:5])}{' ...' * (len(there) > 5)}" if there else f"{root} has no folders"
+        what = f"{root} holds {folders_in(root)}"
     fetched = dataset in DATASETS and DATASETS[dataset].folder == official
     hint = f", or fetch the data with `tta-data get {dataset} --root {root}`" if fetched else ""
     raise FileNotFoundError(
