@@ -67,6 +67,7 @@ def run(config: DictConfig) -> Path:
         measured = measure(search, where, best, origin)
         report.conclude(study.folder, search.title, search.first, done, measured)
     print(f"written: {where.file}; search.md, search.png, search.svg, trials.csv in {study.folder}")
+    print(f"to use it: {where.command}")
     return study.folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ class Place:
     def file(self) -> Path:
         """The configuration."""
         return self.folder / self.group / f"{self.name}.yaml"
+
+    @property
+    def command(self) -> str:
+        """What takes it."""
+        return f"tta --config-dir {shlex.quote(str(self.folder))} {self.group}={self.name}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def write_result(where: Place, search: Search, done: Sequence[Done], best: Done)
     lines = (
         "# @package _global_",
         f"# {words(best.values)}: chosen by tta-search with labels. An upper bound, not a fair method.",
-        f"#   tta --config-dir {where.folder} {where.group}={where.name}",
+        f"#   {where.command}",
         f"# {origin['date']}: the best of {len(done)} trials on {100 * origin['share']:g} % of {search.title},",
         f"# {100 * best.accuracy:.2f} % there{before(search.first, done)}.",
     )
