@@ -294,6 +294,99 @@ def test_wrong_input_is_told_in_a_sentence(
     assert not list(tmp_path.rglob("summary.json"))
 
 
+MINE = """
+import torch
+from tta.methods import Source
+from tta.objectives import Objective
+
+
+class Nothing(Source):
+    def step(self, images):
+        super().step(images)
+
+
+class Columns(Source):
+    def step(self, images):
+        return super().step(images).t()
+
+
+class Mean(Objective):
+    def loss(self, z):
+        return z.softmax(-1).square().sum(-1).mean()
+
+
+class Detached(Objective):
+    def loss(self, z):
+        return z.detach().softmax(-1).square().sum(-1)
+
+
+class NoMethod:
+    def __init__(self, backbone):
+        pass
+
+
+def batches():
+    return [torch.zeros(4, 3, 32, 32)]
+
+
+def net():
+    return torch.nn.Linear(3, 10)
+"""
+"""Parts as a newcomer may write them."""
+
+MISTAKES = {
+    "returns nothing": (
+        "method",
+        "_target_: mine.Nothing",
+        "Nothing.step must give .* it gave NoneType: .*return logi",
+    ),
+    "other shape": ("method", "_target_: mine.Columns", r"Columns.step must return logits \(N, C\), .*a tensor \(10, "),
+    "no method": (
+        "method",
+        "_target_: mine.NoMethod",
+        "method: mine.NoMethod must make a tta.methods.Method, it gave No",
+    ),
+    "no target": ("method", "target: mine.Nothing", "method: the configuration names no _target_: give the class"),
+    "no such module": ("method", "_target_: yours.X", "No module named 'yours'(.|\n)*the current folder, .*PYTHONPATH"),
+    "no such class": (
+        "method",
+        "_target_: mine.X",
+        "Error loading 'mine.X'(.|\n)*'X' is importable from module 'mine'",
+    ),
+    "no YAML": ("method", "_target_: mine.X\n  a: b", "mapping values are not allowed here(.|\n)*part.yaml.*line 2"),
+    "one loss": (
+        "objective",
+        "_target_: mine.Mean",
+        r"Mean.loss must return a loss for each sample, \(\d+,\).*tensor \(\)",
+    ),
+    "no gradient": ("objective", "_target_: mine.Detached", "Tent: the loss hangs on nothing that adapts: .*detached"),
+    "no stream": (
+        "stream",
+        "_target_: mine.batches",
+        "stream: mine.batches must make a tta.streams.Stream, it gave list",
+    ),
+    "no backbone": (
+        "model",
+        "_target_: mine.net",
+        "model: mine.net must make a tta.backbones.Backbone, it gave Linear",
+    ),
+}
+
+
+@pytest.mark.parametrize(("group", "text", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_a_part_of_ones_own_is_told_in_a_sentence(
+    tta_command: Command, small: list[str], tmp_path: Path, group: str, text: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "my_configs" / group).mkdir(parents=True)
+    (tmp_path / "my_configs" / group / "part.yaml").write_text(text)
+    words = [word for word in small if not word.startswith((f"{group}.", f"{group}="))]
+    with pytest.raises(SystemExit, match=message) as exit_:
+        tta_command("--config-dir", "my_configs", *words, f"{group}=part")
+    assert str(exit_.value.code).startswith("tta: error: ")
+    assert not list(tmp_path.rglob("summary.json"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(tta_command: Command, small: list[str]) -> None:
     with pytest.raises(SystemExit, match="sees these CUDA devices: none; use device=cpu"):
@@ -352,7 +445,7 @@ def test_ctrl_c_keeps_the_rows_and_does_not_look_finished(
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_counted_when_told(
-    tta_command: Command, shared: Path, tmp_path: Path
+    tta_command: Command, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wnids = sorted(folder for folder in (shared / "data" / "imagenet-224-1000").iterdir() if folder.is_dir())[:3]
     for wnid in wnids:
@@ -366,6 +459,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted_when_told(
         tta_command(*words)
     tta_command(*words, "stream.on_error=skip")
     summary = json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())
+    assert "3 images (1 more could not be read: summary.json names them) in" in capsys.readouterr().out
     assert summary["images"] == 3
     assert len(summary["skipped"]) == 1
     assert summary["domains"][0]["skipped"] == 1

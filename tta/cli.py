@@ -20,7 +20,9 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
+from tta.checks import PartError
 from tta.claims import TakenError
 from tta.job import plain, run, steps
 from tta.redaction import hide
@@ -40,7 +42,8 @@ sys.path.append(str(PACKAGE / "plugins"))
 warnings.filterwarnings("ignore", "\n'hydra/launcher/", UserWarning)
 
 EXPECTED = (
-    HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError, TakenError, SweepError,
+    HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError, PartError, TakenError,
+    SweepError,
 )  # fmt: skip
 """Errors whose message is all that a user needs."""
 
@@ -135,7 +138,10 @@ def _sentences(error: Exception, config_name: str) -> str:
         if place and "unexpected keyword argument" in str(error.__cause__):
             hint = "leave it out; if you did not give it, another option did, as scenario=gradual gives stream.severity"
             return f"{place}: {error.__cause__} ({hint})"
-        return f"{place}: {error.__cause__}" if place else str(error.__cause__)
+        text = f"{place}: {error.__cause__}" if place else str(error.__cause__)
+        if re.search(r"Are you sure that module '.*' is installed\?$", text):
+            text += f" Modules of your own are found in the current folder, {os.getcwd()}, and where PYTHONPATH says."
+        return text
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is needed: give it with {error.full_key}=<value>"
     unknown = re.match(r"Could not override '([^']+)'", str(error))

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tta.checks import number, whole_number, yes_or_no
+from tta.checks import PartError, number, whole_number, yes_or_no
 from tta.claims import claim
 from tta.parts import Shared, shared_in
 from tta.redaction import hide_in_values
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tta.methods import Method
     from tta.runner import Runner, Steps
     from tta.streams import Scenario, Stream
+
+T = TypeVar("T")
 
 
 def run(config: DictConfig, command: Sequence[str]) -> Outcome:
@@ -118,22 +120,25 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     """Make the parts, or take those that another job of the sweep has made."""
     import torch
 
+    from tta.backbones import Backbone
     from tta.devices import place
+    from tta.methods import Method
     from tta.methods.onepass import capture
+    from tta.streams import Scenario, Stream
 
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    shared, scenario = _shared(), instantiate(config.scenario)
-    stream = shared.stream(resolved["stream"], lambda: instantiate(config.stream))
+    shared, scenario = _shared(), make_part(config, "scenario", Scenario)
+    stream = shared.stream(resolved["stream"], lambda: make_part(config, "stream", Stream))
 
     def make() -> Backbone:
-        backbone: Backbone = instantiate(config.model)
+        backbone = make_part(config, "model", Backbone)
         match_classes(backbone, stream)
         return place(backbone, device)
 
     backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
     torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
-    method = instantiate(config.method, backbone=backbone)
+    method = make_part(config, "method", Method, backbone=backbone)  # type: ignore[type-abstract]
     if config.compile:
         method.compile()
     if config.graph:
@@ -192,10 +197,12 @@ def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
     visits = summary["domains"]
     domains = len({(visit["domain"], visit["severity"]) for visit in visits})
     accuracy = f"{100 * summary['accuracy']:.2f} %"
+    skipped = len(summary["skipped"])
+    left_out = f" ({skipped} more could not be read: summary.json names them)" if skipped else ""
     print(
         f"{name}: accuracy {accuracy} over {domains} domain(s), "
         f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}"
-        f"{summary['images']} images in {summary['seconds']:.0f} s -> {path}"
+        f"{summary['images']} images{left_out} in {summary['seconds']:.0f} s -> {path}"
     )
     return Outcome("done", accuracy, str(path), summary["accuracy"])
 
@@ -224,9 +231,19 @@ def match_classes(backbone: Backbone, stream: Stream) -> None:
         these = f"these classes, or for the {part.total} that they are of" if part is not None else "these classes"
         raise ValueError(
             f"the backbone {backbone.tag} has {own} classes, the stream has {stream.num_classes}: "
-            f"choose a model trained for {these} (model=..., model.checkpoint=...)"
+            f"choose a model trained for {these} (model=..., model.checkpoint=...){_more_classes(stream, own)}"
         )
     backbone.restrict(part.places, part.total)
+
+
+def _more_classes(stream: Stream, own: int) -> str:
+    """Say what to do where data are of the backbone's classes, but not of all."""
+    if stream.classes is not None or stream.num_classes > own:
+        return ""
+    return (
+        f"; or, if its labels are those of the model's {own} classes, of which not all occur, say so where the stream "
+        f"takes it: stream.num_classes={own}"
+    )
 
 
 def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str, Any]]:
@@ -277,6 +294,27 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+
+
+def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
+    """Make the part that a group of the configuration describes, which may be of the user's own making.
+
+    Raises:
+        PartError: if it is of another kind.
+    """
+    node = config[group]
+    part = instantiate(node, **kwargs)
+    if isinstance(part, kind):
+        return part
+    wanted = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
+    if "_target_" not in node:
+        raise PartError(
+            f"{group}: the configuration names no _target_: give the class, or function, that makes a {wanted}"
+        )
+    raise PartError(
+        f"{group}: {node._target_} must make a {wanted}, it gave {type(part).__name__}: return one from a function, or "
+        "subclass it"
+    )
 
 
 def chosen_options() -> dict[str, str]:

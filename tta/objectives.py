@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta.checks import whole_number
+from tta.checks import PartError, whole_number
 
 # On a CPU, torch's vector_norm takes four times as long as the same sum of absolute values.
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -55,10 +55,18 @@ class Objective(nn.Module, ABC):
 
         Raises:
             TypeError: for what is no tensor.
+            PartError: if ``loss`` gives something else than a loss for each sample.
         """
         logits = logits_alone(logits)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            losses = self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        if not isinstance(losses, Tensor) or losses.shape != logits.shape[:-1]:
+            got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise PartError(
+                f"{type(self).__name__}.loss must return a loss for each sample, {tuple(logits.shape[:-1])} for logits "
+                f"{tuple(logits.shape)}, it returned {got}: leave the mean to who asks for the losses"
+            )
+        return losses
 
     @abstractmethod
     def loss(self, z: Tensor) -> Tensor:

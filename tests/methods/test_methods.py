@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from tta.checks import PartError
 from tta.methods import ETA, SAR, BNAdapt, DeYO, ParameterChoice, Source, Tent
 from tta.objectives import EM, AdaDEM
 
@@ -157,6 +158,22 @@ def test_a_backbone_that_gives_more_than_logits_is_told_so(method: type[Source])
 
     with pytest.raises(TypeError, match=r"must give a tensor of logits \(N, C\), it gave dict: wrap it in a module"):
         method(Verbose("batch"))(some_images())
+
+
+def test_a_state_that_is_not_detached_is_told() -> None:
+    class Keeps(Tent):
+        mean = torch.zeros(())
+
+        def step(self, images: torch.Tensor) -> torch.Tensor:
+            logits = self.backbone(images)
+            self.mean = self.mean + logits.softmax(-1).mean(0)
+            self.backward(self.mean.square().sum())
+            return logits
+
+    method = Keeps(small_net("batch"), EM(), sgd)
+    method(some_images())
+    with pytest.raises(PartError, match=r"Keeps: the loss hangs on a step before this one.*must be detached, as in"):
+        method(some_images())
 
 
 @pytest.mark.parametrize("method", [BNAdapt, functools.partial(Tent, objective=EM(), optimizer=sgd)])

@@ -149,6 +149,7 @@ def test_dem_star_is_searched_measured_and_written(command: Command, small: list
     # The command that the configuration's own header gives, with what the search was given.
     header = re.search(r"^#   tta (.*)$", (study / "configs/objective/dem_star.yaml").read_text(), re.MULTILINE)
     assert header is not None
+    assert output.endswith(f"to use it: tta {header[1]}\n")  # and the search ends with it
     words = [word for word in small if not word.startswith("search.")]
     assert "finished already" in command(*header[1].split(), *words, main=cli.main)
     # Again: nothing is done twice.
@@ -347,11 +348,11 @@ def test_model_and_images_are_loaded_once(command: Command, alone: list[str], mo
 
     made: list[str] = []
     read_before: list[int] = []
-    instantiate, read, take = prepare.instantiate, ArrayImages.__call__, Study.take
+    make_part, read, take = prepare.make_part, ArrayImages.__call__, Study.take
 
-    def noted(node: Any, **kwargs: Any) -> Any:
-        made.append(node._target_)
-        return instantiate(node, **kwargs)
+    def noted(config: Any, group: str, kind: type, **kwargs: Any) -> Any:
+        made.append(config[group]._target_)
+        return make_part(config, group, kind, **kwargs)
 
     def noted_read(self: ArrayImages, index: torch.Tensor) -> Any:
         made.append("images")
@@ -361,7 +362,7 @@ def test_model_and_images_are_loaded_once(command: Command, alone: list[str], mo
         read_before.append(made.count("images"))
         return take(self)
 
-    monkeypatch.setattr(prepare, "instantiate", noted)
+    monkeypatch.setattr(prepare, "make_part", noted)
     monkeypatch.setattr(ArrayImages, "__call__", noted_read)
     monkeypatch.setattr(Study, "take", noted_take)
     command(*alone, "search.trials=4")

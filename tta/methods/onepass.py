@@ -87,7 +87,7 @@ class OnePass(Method):
         for _ in range(self.steps):
             logits = self.backbone(images)
             loss = self.loss(logits, self.objective(logits))
-            self.scaled(loss.value).backward()
+            self.propagate(loss.value)
             self.learn(loss)
         return logits
 

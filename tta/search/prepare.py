@@ -16,14 +16,17 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from tta.backbones import Backbone
 from tta.checks import fraction, number, whole_number
 from tta.cli import dotted_keys
 from tta.devices import choose_device, choose_precision, place
-from tta.job import chosen_options, instantiate, match_classes, plain, run_name
+from tta.job import chosen_options, instantiate, make_part, match_classes, plain, run_name
+from tta.methods import Method
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study
 from tta.search.trials import Evaluation
+from tta.streams import Scenario, Stream
 
 SEARCHED = ("method", "objective", "optimizer")
 """Parts whose numbers can be searched: all others make another stream or another model."""
@@ -113,7 +116,8 @@ def prepare(config: DictConfig) -> Search:
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream, backbone = (instantiate(config[part]) for part in ("scenario", "stream", "model"))
+    scenario, stream = make_part(config, "scenario", Scenario), make_part(config, "stream", Stream)
+    backbone = make_part(config, "model", Backbone)
     match_classes(backbone, stream)
     for domain in stream.domains:
         if not len(domain.labels) or int(domain.labels.min()) < 0:
@@ -121,8 +125,8 @@ def prepare(config: DictConfig) -> Search:
     stream.prepare()
     backbone = place(backbone, device)
 
-    def make_method(values: Values) -> Any:
-        return instantiate(_with(config, values).method, backbone=backbone)
+    def make_method(values: Values) -> Method:
+        return make_part(_with(config, values), "method", Method, backbone=backbone)  # type: ignore[type-abstract]
 
     share = replace(scenario, **labelled)
     evaluation = Evaluation(make_method, stream, scenario, share, config.seed, device, precision)
