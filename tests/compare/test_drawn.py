@@ -111,7 +111,7 @@ def test_learning_rates_are_lines_and_the_baseline_a_level(runs: Path) -> None:
     assert source.y == pytest.approx([60.0])
     np.testing.assert_allclose(np.asarray(tent.x, dtype=float), [0.01, 0.1])
     np.testing.assert_allclose(tent.y, [63, 67.5])
-    assert found["lr"].ticks == [0.01, 0.02, 0.05, 0.1]
+    assert found["lr"].ticks == [0.01, 0.1]
 
 
 def test_more_methods_than_can_be_told_apart_are_cut_and_counted(tmp_path: Path) -> None:
@@ -148,10 +148,16 @@ def test_ticks_of_a_long_and_of_a_short_axis() -> None:
     def ticks(*x: float) -> list[float]:
         return Figure("", "", "", "", [Series("a", Style("#000"), np.array(x), np.array(x))]).ticks
 
+    def rates(*x: float) -> list[float]:
+        series = [Series("a", Style("#000"), np.array(x), np.array(x))]
+        return Figure("", "", "", "", series, few_places=True).ticks
+
     assert ticks(1e-5, 1.0) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     assert ticks(0.001, 0.02) == [0.001, 0.002, 0.005, 0.01, 0.02]
     assert ticks(1.0, 2.9) == [1.0, 1.5, 2.0, 3.0]
     assert ticks(6.0, 9.0) == [6.0, 7.0, 8.0, 9.0]
+    assert rates(0.001, 0.0025, 0.005) == [0.001, 0.0025, 0.005]  # a rate is named, not the next round number
+    assert rates(0.001, 0.00101, 0.005)[:2] == [0.001, 0.0015]  # no room for both
     assert ticks(1.2, 1.7) == [1.2, 1.4, 1.6, 1.8]
 
 

@@ -208,8 +208,8 @@ def test_a_narrow_terminal_has_blocks_and_a_wide_one_has_one(table: Table, capsy
     show(table, Console(width=24))  # too narrow for anything, but no domain is left out
     text = capsys.readouterr().out
     heads = [line.split() for line in text.splitlines() if line.startswith("method")]
-    domains = " ".join(word for head in heads for word in head[1:])
-    assert domains == "gauss fog my own snow frost jpeg bright contr"
+    columns = " ".join(word for head in heads for word in head[1:])
+    assert columns == "seeds mean Δ source p gauss fog my own snow frost jpeg bright contr"  # with labels, each of them
     assert "…" not in text
 
 

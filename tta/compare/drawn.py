@@ -46,6 +46,10 @@ TICKS = (
 """Multiples of powers of ten at which ticks may be, from coarse to fine; the first only where there are many powers."""
 
 
+MOST_PLACES = 12
+"""Labels that fit beside each other on an x axis."""
+
+
 @dataclass(frozen=True)
 class Style:
     """How a method looks in all figures."""
@@ -84,12 +88,19 @@ class Figure:
     note: str = ""
     log_x: bool = False
     stretches: list[tuple[float, str]] = field(default_factory=list)  # end and name of each part of the x axis
+    few_places: bool = False  # the x of all points are few values, which the ticks name if there is room
 
     @property
     def ticks(self) -> list[float]:
-        """Places on a logarithmic x axis: round numbers, so fine that there are some on a short axis too."""
+        """Places on a logarithmic x axis: round numbers, so fine that there are some on a short axis too.
+
+        Where there are few places with points, these: 0.0025 would be read off as 0.002.
+        """
         x = np.concatenate([np.asarray(series.x, dtype=float) for series in self.series if len(series.x)])
         low, high = 0.9 * x.min(), 1.1 * x.max()
+        places = np.unique(x)
+        if self.few_places and (np.diff(np.log(places)) > np.log(high / low) / MOST_PLACES).all():
+            return places.tolist()
         powers = range(int(np.floor(np.log10(low))), int(np.floor(np.log10(high))) + 1)
         for steps in TICKS[int(high < 1e4 * low) :]:
             ticks = [float(f"{step}e{power}") for power in powers for step in steps]
@@ -265,5 +276,12 @@ def _learning_rates(table: Table, looks: Mapping[str, Style]) -> Figure:
             series.append(Series(method, looks[method], y, x, "line", error))
     note = "" if len(best) == len(several) else f"the best {len(best)} of {len(several)} methods"
     return Figure(
-        "lr", "Accuracy against learning rate", "learning rate", "accuracy, mean over domains (%)", series, note, True
+        "lr",
+        "Accuracy against learning rate",
+        "learning rate",
+        "accuracy, mean over domains (%)",
+        series,
+        note,
+        log_x=True,
+        few_places=True,
     )

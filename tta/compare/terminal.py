@@ -20,6 +20,8 @@ MOST_ROWS = 60
 
 STYLES = {0: "", 1: "bold", 2: "underline"}
 GAP = 2
+NARROWEST = 15
+"""Columns that labels may be squeezed into, to have the means and what is said of them beside each other."""
 
 
 def show(table: Table, console: Console, std: bool = False) -> None:
@@ -44,8 +46,8 @@ def warn(console: Console, text: str) -> None:
 def _blocks(table: Table, width: int, std: bool) -> Iterator[Sequence[Column]]:
     """Columns that fit beside each other, each block with the labels: first the means, then the domains."""
 
-    def fit(columns: Sequence[Column]) -> bool:
-        return _label_width(labels, width) + sum(map(_width, columns)) <= width
+    def fit(columns: Sequence[Column], narrowest: int = width) -> bool:
+        return min(_label_width(labels, width), narrowest) + sum(map(_width, columns)) <= width
 
     labels = label_column(table)
     summary = [seeds_column(table), *summary_columns(table)]
@@ -53,15 +55,15 @@ def _blocks(table: Table, width: int, std: bool) -> Iterator[Sequence[Column]]:
     if fit([*domains, *summary]):
         yield [labels, *domains, *summary]
         return
-    yield [labels, *summary]
-    block: list[Column] = []
-    for column in domains:
-        if block and not fit([*block, column]):
+    for columns, narrowest in ((summary, NARROWEST), (domains, width)):
+        block: list[Column] = []
+        for column in columns:
+            if block and not fit([*block, column], narrowest):
+                yield [labels, *block]
+                block = []
+            block.append(column)
+        if block:
             yield [labels, *block]
-            block = []
-        block.append(column)
-    if block:
-        yield [labels, *block]
 
 
 def _width(column: Column) -> int:
