@@ -12,22 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tta.checks import PartError, whole_number
+from tta.checks import whole_number
 from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
+from tta.methods.mistakes import backward, checked_logits
 from tta.methods.scaling import LossScale, in_half
 from tta.methods.updates import step_where
 from tta.objectives import Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 COUNTS = ("images_seen", "batches_seen")
-NO_GRADIENT = {
-    "backward through the graph a second time": "the loss hangs on a step before this one, whose graph is gone: what "
-    "is kept from batch to batch must be detached, as in self.mean = mean.detach()",
-    "does not require grad": "the loss hangs on nothing that adapts: it, or what it is made of, is detached or an "
-    "argmax, or the adapted parameters are not in the backbone's forward pass",
-}
-"""What torch says of a loss that has no gradient, and what a user can do about it."""
 
 
 class Method(nn.Module, ABC):
@@ -108,24 +102,10 @@ class Method(nn.Module, ABC):
         self.begin(len(images))
         with gradients(images.device.type):
             images = self.usable(images)
-            logits = self._checked(self._step_in_window(images) if self.window else self.step(images), len(images))
+            given = self._step_in_window(images) if self.window else self.step(images)
+            logits = checked_logits(given, len(images), type(self).__name__)
         self.end(len(images))
         return logits.detach()
-
-    def _checked(self, logits: Any, size: int) -> Tensor:
-        """Give what ``step`` has returned, if it is logits of so many images."""
-        if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == size:
-            return logits
-        name = type(self).__name__
-        if isinstance(logits, Tensor):
-            raise PartError(
-                f"{name}.step must return logits (N, C), a row for each of the {size} images, it returned a tensor "
-                f"{tuple(logits.shape)}"
-            )
-        raise PartError(
-            f"{name}.step must give a tensor of logits (N, C), it gave {type(logits).__name__}: wrap it in a module "
-            "that returns the logits alone, if it is the backbone's; otherwise end step with `return logits`"
-        )
 
     def begin(self, size: int) -> None:
         """Make sure, before a batch of so many images, that there are enough, and that ``reset`` leads back.
@@ -210,13 +190,7 @@ class Method(nn.Module, ABC):
         Raises:
             PartError: if the loss hangs on a step before this one, or on nothing that adapts.
         """
-        try:
-            self.scaled(loss).backward()
-        except RuntimeError as error:
-            why = next((why for words, why in NO_GRADIENT.items() if words in str(error)), None)
-            if why is None:
-                raise
-            raise PartError(f"{type(self).__name__}: {why}") from error
+        backward(self.scaled(loss), type(self).__name__)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Give what a backward pass is to begin with."""
