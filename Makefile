@@ -21,8 +21,8 @@ run: .venv/.installed ## compare source, bn_adapt, EM and AdaDEM on the demo str
 	@$(BIN)/tta --multirun method=source,bn_adapt,tent,adadem runs_dir=$(RUNS)
 	@$(BIN)/tta-compare $(RUNS) --figures --html
 
-test: .venv/.installed ## run the tests, a process for each core
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+test: .venv/.installed ## run the tests
+	@$(BIN)/python -m pytest
 
 lint: .venv/.installed ## ruff: format and rules
 	@$(BIN)/ruff format --check .
