@@ -25,9 +25,6 @@ from tta.data import catalogue, download, obtain
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Set where tests are spread over processes; tests say themselves how wide a terminal is.
-os.environ.pop("COLUMNS", None)
-
 # A job in the background starts with SIGINT ignored, and its children too; tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
