@@ -46,11 +46,8 @@ def by_kind(function: Callable[[], object], device: torch.device, rounds: int) -
 
 def rows(shape: Shape, device: torch.device, precision: str, rounds: int) -> list[tuple[str, ...]]:
     """Milliseconds of a frozen forward pass in eval mode and of a step of Tent, and what the step takes more."""
-    computes_in, backbone, method = (
-        choose_precision(precision, device),
-        place(shape.backbone(), device),
-        tent(shape, device),
-    )
+    computes_in = choose_precision(precision, device)
+    backbone, method = place(shape.backbone(), device), tent(shape, device)
     images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
 
     def forward() -> None:

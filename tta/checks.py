@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
+
 
 class PartError(TypeError):
     """A part, which may be one of the user's own, is or gives something else than it must; the message says it all."""
-
-
-WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
 
 
 def is_web_page(head: bytes) -> bool:

@@ -33,6 +33,10 @@ class OnePass(Method):
     steps = 1
     """Updates per batch."""
 
+    def __init__(self, backbone: nn.Module, window: int = 0) -> None:
+        super().__init__(backbone, window)
+        self._graphed: GraphedStep | None = None
+
     @property
     def simple(self) -> bool:
         """Whether a step is what is said above and no more, once for each batch."""
@@ -40,10 +44,6 @@ class OnePass(Method):
         ways = {"forward": Method, "predict": Method, "step": OnePass, "learn": OnePass}
         own = any(getattr(kind, name) is not getattr(base, name) for name, base in ways.items())
         return not own and not self.window and self.steps == 1
-
-    def __init__(self, backbone: nn.Module, window: int = 0) -> None:
-        super().__init__(backbone, window)
-        self._graphed: GraphedStep | None = None
 
     def capture(self, record: Recorder = CudaGraph) -> None:
         """Have each step be one CUDA graph, once all that it needs is made; see ``GraphedStep``.
