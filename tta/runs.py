@@ -68,6 +68,7 @@ NEUTRAL = {
     "scenario.long_tailed": None,
     "stream.classes": None,
     "stream.subset": None,
+    "stream.on_device": False,
     "scenario.part": "all",
     "scenario.share": None,
     "scenario.share_seed": 0,

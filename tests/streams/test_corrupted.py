@@ -49,7 +49,7 @@ def test_images_are_those_of_corrupt(source: str) -> None:
             assert torch.equal(found[name, sample], expected[sample])
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"limit": 11}, {"workers": 2}])
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"limit": 11}, {"workers": 2}, {"on_device": True}])
 def test_an_images_noise_depends_on_nothing_but_its_place_and_the_seed(source: str, options: dict[str, Any]) -> None:
     expected = by_sample(read(make(source)))
     found = by_sample(read(make(source, **options), seed=3))
@@ -69,7 +69,7 @@ def test_labels_classes_and_severity(source: str) -> None:
 
 def test_digest_names_images_corruption_and_recipe(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = make(source).digest
-    assert make(source, workers=1, batch_size=3).digest == digest
+    assert make(source, workers=1, batch_size=3, on_device=True).digest == digest
     for options in ({"severity": 4}, {"seed": 1}, {"scale": 224}, {"corruptions": ["shot_noise", "fog"]}):
         assert make(source, **options).digest != digest, options
     monkeypatch.setattr(module, "recipe_digest", lambda: "another version")
@@ -122,6 +122,7 @@ def test_unreadable_images_are_left_out_and_the_others_keep_their_noise(tmp_path
     [
         ({"severity": 6}, "stream.severity must be a whole number from 1 to 5, got 6"),
         ({"seed": -1}, "stream.seed must be a whole number of at least 0, got -1"),
+        ({"on_device": "gpu"}, "stream.on_device must be true or false, got 'gpu'"),
         ({"scale": 64}, "stream.scale: scale must be 32 or 224, or none for images of these sizes, got 64"),
         ({"corruptions": "foggy"}, "there is no corruption 'foggy'"),
     ],

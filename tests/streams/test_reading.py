@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from numbered_images import Numbered, domain
 from small_tree import same
 from tta.streams import Batch, Domain, Scenario, Stream, reading
 from tta.streams.arrays import ArrayImages, DeviceImages
 from tta.streams.batch import Loaded
-from tta.streams.reading import fit, one_ahead, read_batches, resident
+from tta.streams.corrupted import CorruptedImages
+from tta.streams.files import FileImages
+from tta.streams.reading import clean_of, fit, one_ahead, read_batches, resident
 
 CPU = torch.device("cpu")
 
 
-def array_domain(name: str = "fog", n: int = 23, seed: int = 0) -> Domain:
-    pixels = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), np.uint8)
+def array_domain(name: str = "fog", n: int = 23, seed: int = 0, size: int = 4) -> Domain:
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), np.uint8)
     return Domain(name, 5, torch.arange(n) % 7, ArrayImages(pixels))
 
 
@@ -47,14 +51,58 @@ def test_threads_change_nothing(sizes: list[int], batch_size: int, workers: int,
     assert same(read(*domains, scenario=scenario, batch_size=batch_size, workers=workers), alone)
 
 
-def test_arrays_are_read_by_threads_of_this_process_and_files_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def jpeg_domain(root: Path, n: int = 9) -> Domain:
+    paths = [root / f"{number}.JPEG" for number in range(n)]
+    for number, path in enumerate(paths):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    return Domain("clean", 0, torch.arange(n) % 7, FileImages(paths, 32, skip=False))
+
+
+def corrupted_domain(clean: Domain, name: str = "contrast", on_device: bool = False) -> Domain:
+    load = CorruptedImages(clean.load, name, 5, seed=0, scale=32, on_device=on_device)
+    return Domain(name, 5, clean.labels, load)
+
+
+def test_threads_read_files_too_and_change_nothing(tmp_path: Path) -> None:
+    files = jpeg_domain(tmp_path)
+    assert same(read(files, workers=3), read(files))
+
+
+def test_what_other_code_reads_or_makes_is_left_to_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(reading, "_by_processes", refuse)
-    read(array_domain(), workers=2)
-    with pytest.raises(AssertionError, match="a process was started"):
-        read(array_domain(), domain(), workers=2)
+    files = jpeg_domain(tmp_path)
+    for alone in (array_domain(), files, corrupted_domain(files, on_device=True)):
+        read(alone, workers=2)
+    for other in (domain(), corrupted_domain(files)):
+        with pytest.raises(AssertionError, match="a process was started"):
+            read(array_domain(), other, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mix", [False, True])
+def test_images_corrupted_on_the_device_are_those_that_workers_corrupt(tmp_path: Path, mix: bool, workers: int) -> None:
+    files = jpeg_domain(tmp_path)
+    scenario = Scenario(reset="never", mix=mix)
+    one, other = (
+        [corrupted_domain(files, on_device=there), corrupted_domain(files, "gaussian_noise", there), files]
+        for there in (False, True)
+    )
+    expected = read(*one, scenario=scenario)
+    assert same(read(*other, scenario=scenario, workers=workers), expected)
+    assert {batch.domain for batch in expected} == ({"mixed"} if mix else {"contrast", "gaussian_noise", "clean"})
+
+
+def test_what_is_corrupted_on_a_device_may_lie_there() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    clean = Domain("clean", 0, torch.arange(9) % 7, ArrayImages(pixels))
+    fog = corrupted_domain(clean, on_device=True)
+    assert clean_of(fog).load is clean.load
+    assert clean_of(corrupted_domain(clean)).load is not clean.load
+    assert clean_of(clean) is clean
 
 
 def test_threads_stop_with_the_reader_and_read_no_further_than_they_should() -> None:
@@ -168,11 +216,14 @@ def test_one_ahead_loses_nothing(items: list[int]) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_on_a_gpu_are_the_same(monkeypatch: pytest.MonkeyPatch, held: bool, workers: int) -> None:
+def test_batches_on_a_gpu_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool, workers: int
+) -> None:
     gpu = torch.device("cuda")
     if not held:
         monkeypatch.setattr(reading, "RESIDENT_BYTES", 0)
-    for domains in ([array_domain("fog"), array_domain("snow", seed=1)], [domain("fog", load=Numbered(broken=(3,)))]):
+    arrays = [array_domain("fog"), array_domain("snow", seed=1)]
+    for domains in (arrays, [domain("fog", load=Numbered(broken=(3,)))], [jpeg_domain(tmp_path)]):
         stream = Stream(domains, 7, 4, workers=workers)
         plan = stream.plan(Scenario(reset="never"), 3)
         there = list(stream.batches(plan, gpu))
@@ -188,3 +239,18 @@ def test_images_held_on_a_gpu_are_not_read_again(monkeypatch: pytest.MonkeyPatch
     plan = stream.plan(Scenario(order="file"), 0)
     monkeypatch.setattr(ArrayImages, "__call__", lambda self, index: pytest.fail("images were read on the host"))
     assert len(list(stream.batches(plan, torch.device("cuda")))) == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mix", [False, True])
+def test_images_are_corrupted_on_a_gpu(tmp_path: Path, mix: bool) -> None:
+    files, arrays = jpeg_domain(tmp_path), array_domain(n=9, size=32)
+    scenario = Scenario(order="file", reset="never", mix=mix)
+    for clean in (files, arrays):
+        one, other = ([corrupted_domain(clean, on_device=there), clean] for there in (False, True))
+        stream = Stream(other, 7, 4, workers=2)
+        there = list(stream.batches(stream.plan(scenario, 3), torch.device("cuda")))
+        assert all(batch.images.device.type == "cuda" for batch in there)
+        for batch, expected in zip(there, Stream(one, 7, 4).batches(stream.plan(scenario, 3)), strict=True):
+            assert torch.equal(batch.index, expected.index)
+            assert (batch.images.cpu().int() - expected.images.int()).abs().max() <= 1  # as tests/corruptions has it

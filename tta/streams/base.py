@@ -34,7 +34,7 @@ class Stream:
         batch_size: images in a batch; the last one of a domain may have fewer.
         limit: images per domain, spread evenly over the data set so that classes keep their shares, and the same ones
             for every seed and domain; ``None`` takes all.
-        workers: processes that read batches ahead, or threads where reading is a copy; 0 reads in the main process.
+        workers: threads that read batches ahead, or processes where images are corrupted; 0 reads when a batch is due.
         classes: of which the labels are the places, if they are a part of those that backbones may have; a backbone
             with all of them is restricted to these.
         subset: name of the list that the images were chosen by; ``None`` if the data set is whole.

@@ -38,9 +38,13 @@ class Made(Protocol):
     """Images that are made of others."""
 
     clean: Any  # a Readable
+    on_device: bool  # they are made where the batch goes, when it is there
 
     def __call__(self, index: Tensor) -> Loaded:
         """Make the images of these indices, uint8 (n, 3, size, size)."""
+
+    def make(self, images: Tensor, index: Tensor) -> Tensor:
+        """Make them of the others, uint8 (n, 3, size, size), on the device of those."""
 
     def how(self) -> Mapping[str, Any]:
         """Say what is made of the others."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tta.checks import whole_number
+from tta.checks import whole_number, yes_or_no
 from tta.corruptions import choose_scale, corrupt, recipe_digest
 from tta.streams.base import Domain, Loaded, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
@@ -28,20 +28,33 @@ class CorruptedImages:
         severity: 1 to 5.
         seed: see ``corrupt``.
         scale: see ``choose_scale``.
+        on_device: a stream corrupts them on the device that the batch goes to, instead of where they are read.
     """
 
-    def __init__(self, clean: Callable[[Tensor], Loaded], name: str, severity: int, seed: int, scale: int) -> None:
+    def __init__(
+        self,
+        clean: Callable[[Tensor], Loaded],
+        name: str,
+        severity: int,
+        seed: int,
+        scale: int,
+        on_device: bool = False,
+    ) -> None:
         self.clean = clean
         self.name = name
         self.severity = severity
         self.seed = seed
         self.scale = scale
+        self.on_device = on_device
 
     def __call__(self, index: Tensor) -> Loaded:
         """Read and corrupt the images of these indices, uint8 (n, 3, S, S)."""
         images, kept, skipped = self.clean(index)
-        images = corrupt(images, self.name, self.severity, index=index[kept], seed=self.seed, scale=self.scale)
-        return Loaded(images, kept, skipped)
+        return Loaded(self.make(images, index[kept]), kept, skipped)
+
+    def make(self, images: Tensor, index: Tensor) -> Tensor:
+        """Corrupt clean images of these indices, uint8 (n, 3, S, S), on the device where they are."""
+        return corrupt(images, self.name, self.severity, index=index, seed=self.seed, scale=self.scale)
 
     def how(self) -> dict[str, Any]:
         """Say what is made of the clean images."""
@@ -73,6 +86,7 @@ def corrupted(
     classes: str | None = None,
     subset: str | None = None,
     cache: bool | str = False,
+    on_device: bool = False,
 ) -> Stream:
     """Make a stream of clean images that are corrupted on the fly.
 
@@ -91,6 +105,7 @@ def corrupted(
         classes: see ``open_labelled``.
         subset: see ``open_labelled``; the noise of an image depends on its place in the subset.
         cache: see ``Stream``.
+        on_device: corrupt on the device of the run, a batch at its turn, instead of in the workers, ahead.
 
     Raises:
         FileNotFoundError: if the source is missing or empty, or images of the subset are missing.
@@ -99,13 +114,14 @@ def corrupted(
     names = choose_corruptions(corruptions)
     severities = choose_severities(severity)
     whole_number("stream.seed", seed, 0)
+    yes_or_no("stream.on_device", on_device)
     data = open_labelled(source, size, num_classes, on_error, classes, subset)
     try:
         scale = choose_scale(data.size, scale)
     except ValueError as error:
         raise ValueError(f"stream.scale: {error}") from None
     domains = [
-        Domain(name, level, data.labels, CorruptedImages(data.load, name, level, seed, scale))
+        Domain(name, level, data.labels, CorruptedImages(data.load, name, level, seed, scale, on_device))
         for name in names
         for level in severities
     ]

@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tta.streams.arrays import ArrayImages
-from tta.streams.batch import Batch, Domain, Planned
+from tta.streams.batch import Batch, Domain, Made, Planned
+from tta.streams.files import FileImages
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 Item = Batch | Exception
 """A batch, or what went wrong with it, which is raised at its turn."""
+
+READ_BY_THREADS = (ArrayImages, FileImages)
+"""What is read by libraries that let other threads go on meanwhile."""
 
 RESIDENT_BYTES = 2**31
 """Images up to this size lie on the GPU whole: all of CIFAR-10-C at two severities have 1.2 GB."""
@@ -35,11 +39,12 @@ def read_batches(
     """Read the planned batches, in order.
 
     - Images in arrays that are small enough lie on a GPU whole, and batches are picked there.
-    - Other arrays are read by threads of this process: what is read need not be handed over by a process.
-    - Files are decoded, and images corrupted, by processes.
+    - Other arrays, and files, are read by threads of this process: copying and decoding let each other go on, and what
+      is read need not be handed over by a process.
+    - Images are corrupted by processes; or on the device, at their turn, what they are made of being read as above.
 
-    In the last two cases a batch for a GPU goes through page-locked memory, and is copied while the one before it is
-    worked on.
+    What does not lie on a GPU goes there through page-locked memory, and is copied while the batch before it is worked
+    on.
 
     Args:
         domains: of the stream; the plan counts them.
@@ -52,18 +57,44 @@ def read_batches(
         OSError: likewise.
     """
     on_gpu = device.type == "cuda"
-    used = sorted({visit.number for planned in plan for visit in planned.visits})
-    arrays = all(isinstance(domains[number].load, ArrayImages) for number in used)
-    if on_gpu and arrays and fit([domains[number] for number in used], room_on(device)):
-        domains = resident(domains, device)
+    sources = [clean_of(domain) for domain in domains]
+    used = [sources[number] for number in sorted({visit.number for planned in plan for visit in planned.visits})]
+    if on_gpu and fit(used, room_on(device)):
+        sources = resident(sources, device)
         workers, on_gpu = 0, False  # the images are there already
-    batches = _Batches(domains, plan)
-    items = _by_threads(batches, workers, on_gpu) if arrays else _by_processes(batches, workers, on_gpu)
+    threads = all(isinstance(domain.load, READ_BY_THREADS) for domain in used)
+    batches = _Batches(sources, plan)
+    items = _by_threads(batches, workers, on_gpu) if threads else _by_processes(batches, workers, on_gpu)
     with closing(items):  # at once: the frames of an error would keep the processes
         for item in _copied_ahead(items, device) if on_gpu else items:
             if isinstance(item, Exception):
                 raise item
-            yield item
+            yield _finished(item, domains, device)
+
+
+def clean_of(domain: Domain) -> Domain:
+    """Give a domain whose images are to be made on the device with those that they are made of."""
+    makes = _made_there(domain)
+    return replace(domain, load=makes.clean) if makes else domain
+
+
+def _made_there(domain: Domain) -> Made | None:
+    return domain.load if isinstance(domain.load, Made) and domain.load.on_device else None
+
+
+def _finished(batch: Batch, domains: Sequence[Domain], device: torch.device) -> Batch:
+    """Make the images of a batch that are to be made on the device."""
+    makes = [_made_there(domains[visit.number]) for visit in batch.visits]
+    if all(load is None for load in makes):
+        return batch
+    images = batch.images.to(device, non_blocking=True)
+    finished = torch.empty(images.shape, dtype=images.dtype, device=device)
+    for place, load in enumerate(makes):
+        (positions,) = torch.where(batch.member == place)
+        there = positions.to(device, non_blocking=True)
+        part = images[there]
+        finished[there] = load.make(part, batch.index[positions]) if load is not None and len(part) else part
+    return replace(batch, images=finished)
 
 
 def room_on(device: torch.device) -> int:
