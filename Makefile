@@ -21,8 +21,9 @@ run: .venv/.installed ## compare source, bn_adapt, EM and AdaDEM on the demo str
 	@$(BIN)/tta --multirun method=source,bn_adapt,tent,adadem runs_dir=$(RUNS)
 	@$(BIN)/tta-compare $(RUNS) --figures --html
 
-test: .venv/.installed ## run the tests
-	@$(BIN)/python -m pytest
+# File by file: tests of one file may build on each other, and share what their fixtures make.
+test: .venv/.installed ## run the tests, as many files at a time as there are cores (but 8)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/.installed ## ruff: format and rules
 	@$(BIN)/ruff format --check .

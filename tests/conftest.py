@@ -25,6 +25,10 @@ from tta.data import catalogue, download, obtain
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Processes that run tests side by side (pytest-xdist) are told the width of the terminal, which is no test's own.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
+
 # A job in the background starts with SIGINT ignored, and its children too; tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
