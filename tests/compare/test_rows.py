@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def test_seeds_become_one_row_with_mean_and_standard_deviation(runs: Path) -> No
     assert tent.std("fog") == pytest.approx(14.1421, abs=1e-3)
     assert source.std() is None
     assert tent.seconds == pytest.approx(2 * source.seconds) == 0.02
+
+
+def test_the_run_that_warms_a_process_up_does_not_count_for_the_others(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / str(seed), "source", seed, FOG)
+    slow = tmp_path / "0" / "summary.json"
+    summary = json.loads(slow.read_text())
+    slow.write_text(json.dumps({**summary, "seconds": 50 * summary["seconds"]}))
+    assert only(tmp_path).rows[0].seconds == pytest.approx(0.01)
 
 
 def test_differences_are_those_of_the_seeds_in_common(runs: Path) -> None:

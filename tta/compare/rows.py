@@ -63,8 +63,11 @@ class Row:
 
     @cached_property
     def seconds(self) -> float:
-        """Seconds for each image: forward, adaptation and everything else, on the device that the runs were on."""
-        return float(np.mean([run.summary["seconds"] / run.summary["images"] for run in self.runs]))
+        """Seconds for each image: forward, adaptation and everything else, on the device that the runs were on.
+
+        The median of the runs: the first of a process takes longer, until it is warm.
+        """
+        return float(np.median([run.summary["seconds"] / run.summary["images"] for run in self.runs]))
 
 
 @dataclass(eq=False)
