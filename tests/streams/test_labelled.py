@@ -54,6 +54,15 @@ def test_wnids_are_classes_of_imagenet_also_when_some_are_missing(tmp_path: Path
 def test_other_folders_are_classes_in_alphabetical_order(tmp_path: Path) -> None:
     data = open_labelled(tree(tmp_path, ("dog", "cat", "ant")))
     assert (data.labels.tolist(), data.num_classes) == ([0, 0, 1, 1, 2, 2], 3)
+
+
+def test_folders_of_fewer_classes_than_there_are_have_to_be_named(tmp_path: Path) -> None:
+    folder, names = tree(tmp_path / "tree", ("dog", "cat", "ant")), tmp_path / "names.txt"
+    with pytest.raises(ValueError, match=r"num_classes=5, but .*tree has 3 classes, and .* stream.classes=<text file"):
+        open_labelled(folder, num_classes=5)
+    names.write_text("ant\nbee\ncat\ncow\ndog\n")
+    data = open_labelled(folder, num_classes=5, classes=str(names))
+    assert (data.labels.tolist(), data.num_classes) == ([0, 0, 2, 2, 4, 4], 5)
     assert [path.parent.name for path in data.paths[::2]] == ["ant", "cat", "dog"]
 
 

@@ -111,6 +111,12 @@ def _with_classes(found: Labelled, path: Path, num_classes: int, classes: str | 
         )
     if num_classes <= highest:
         raise ValueError(f"stream.num_classes={num_classes}, but {path} has labels up to {highest}")
+    if found.paths and num_classes > found.num_classes:
+        raise ValueError(
+            f"stream.num_classes={num_classes}, but {path} has {found.num_classes} classes, and which of the "
+            f"{num_classes} they are their folders do not say: name the folders of all, missing ones too, in "
+            "stream.classes=<text file with the name of a folder in each line>"
+        )
     return replace(found, num_classes=num_classes)
 
 
