@@ -17,9 +17,9 @@ import torch
 from omegaconf import OmegaConf
 
 from tta.cli import CONFIGS
+from tta.composed import plain
 from tta.corruptions import BENCHMARK
 from tta.devices import describe_device
-from tta.job import plain
 from tta.recorder import Recorder
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.streams import Batch, Visit

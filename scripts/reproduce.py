@@ -38,7 +38,7 @@ from omegaconf import DictConfig, OmegaConf
 from tta import compare
 from tta.cli import CONFIGS, EXPECTED, error_message
 from tta.compare import find_runs
-from tta.job import plain
+from tta.composed import plain
 from tta.runs import determinants
 
 SCRIPTS = Path(__file__).resolve().parent

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sweep_files import left, make_files, words
-from tta import job
+from tta import composed
 from tta.parts import KEPT, Shared, shared_in
 from tta.streams import Stream
 from tta.streams.classes import Part
@@ -24,13 +24,13 @@ Command = Callable[..., Any]
 def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each part is made."""
     counts: Counter[str] = Counter()
-    instantiate = job.instantiate
+    instantiate = composed.instantiate
 
     def counted(node: Any, **kwargs: Any) -> Any:
         counts[node.get("_target_", "").rpartition(".")[2]] += 1
         return instantiate(node, **kwargs)
 
-    monkeypatch.setattr(job, "instantiate", counted)
+    monkeypatch.setattr(composed, "instantiate", counted)
     return counts
 
 

@@ -24,7 +24,8 @@ from yaml import YAMLError
 
 from tta.checks import PartError
 from tta.claims import TakenError
-from tta.job import plain, run, steps
+from tta.composed import plain
+from tta.job import run, steps
 from tta.redaction import hide
 from tta.replicas import pool
 from tta.sweeps import Outcome, Record, SweepError, attempt

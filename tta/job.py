@@ -1,23 +1,22 @@
-"""A job: one run, from its configuration to its summary. Besides the commands, all that sees a config object."""
+"""A job: one run, from its configuration to its summary; with ``tta.composed``, all that sees a config object."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tta.checks import PartError, number, whole_number, yes_or_no
+from tta.checks import number, whole_number, yes_or_no
 from tta.claims import claim
+from tta.composed import chosen_options, instantiate, make_part, plain, run_name
 from tta.parts import Shared, shared_in
 from tta.redaction import hide_in_values
 from tta.replicas import pool
@@ -274,63 +273,3 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str
             "runs the rest"
         ) from error
     return summary
-
-
-def plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
-    """Give a node of the configuration as plain containers.
-
-    Args:
-        node: with keys.
-        resolve: put values in the place of interpolations; none may be missing then.
-
-    Raises:
-        MissingMandatoryValue: if one is.
-    """
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve))
-
-
-def instantiate(node: DictConfig, **kwargs: Any) -> Any:
-    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
-        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
-
-
-def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
-    """Make the part that a group of the configuration describes, which may be of the user's own making.
-
-    Raises:
-        PartError: if it is of another kind.
-    """
-    node = config[group]
-    part = instantiate(node, **kwargs)
-    if isinstance(part, kind):
-        return part
-    wanted = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
-    if "_target_" not in node:
-        raise PartError(
-            f"{group}: the configuration names no _target_: give the class, or function, that makes a {wanted}"
-        )
-    raise PartError(
-        f"{group}: {node._target_} must make a {wanted}, it gave {type(part).__name__}: return one from a function, or "
-        "subclass it"
-    )
-
-
-def chosen_options() -> dict[str, str]:
-    """The option taken of each group, as in ``{"method": "tent", ...}``."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
-
-
-def run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
-    """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
-    choices, method = chosen_options(), resolved["method"]
-    parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
-    if subset is not None:
-        parts[0] += f"-{subset}"
-    if "objective" in method and choices.get("objective") != choices.get("method"):
-        parts.append(choices.get("objective", "custom"))
-    if "optimizer" in method:
-        parts.append(f"lr{method['optimizer']['lr']}")
-    return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")

@@ -1,4 +1,4 @@
-"""The contract of a method, and once for all: adapted parameters, window of recent images, reset, state for resume."""
+"""The contract of a method, and what all share: parameters that adapt, passes, updates, a window of images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
 from tta.methods.mistakes import backward, checked_logits
 from tta.methods.scaling import LossScale, in_half
+from tta.methods.state import Restorable
 from tta.methods.updates import step_where
-from tta.objectives import Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-COUNTS = ("images_seen", "batches_seen")
 
 
-class Method(nn.Module, ABC):
+class Method(Restorable, ABC):
     """A test-time adaptation method around a backbone.
 
     ``logits = method(images)`` takes images (N, 3, H, W) in [0, 1] and returns detached logits (N, C), and may adapt
@@ -36,8 +35,8 @@ class Method(nn.Module, ABC):
     mode are the method's own affair: a caller's ``no_grad``, ``inference_mode`` or ``.eval()`` changes nothing.
 
     Everything that changes from batch to batch must be a parameter, a buffer, an optimizer, a ``torch.Generator`` or
-    an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``. A buffer that is
-    empty at first may be replaced by one of any size.
+    an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``, see
+    ``Restorable``.
 
     Args:
         backbone: classifier that maps images (N, 3, H, W) in [0, 1] to logits (N, C). It is not altered.
@@ -66,16 +65,12 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.window = whole_number("method.window", window, 0)
         self.register_buffer("recent", torch.empty(0))
-        self.images_seen = 0
-        self.batches_seen = 0
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.backbone.modules():
             module.training = False
         self._bears_channels_last = bears_channels_last(self.backbone)
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
         self.loss_scale = LossScale().to(device)
-        self.diagnostics: dict[str, Tensor] = {}
-        self._initial: dict[str, Any] | None = None
 
     def predict(self, images: Tensor) -> Tensor:
         """Predict without adapting, as ``step`` does: images (N, 3, H, W) in [0, 1] to logits (N, C)."""
@@ -230,71 +225,9 @@ class Method(nn.Module, ABC):
         """Tell the runner about this step, in scalar tensors on the device: ``loss`` (nats), ``used`` (samples)."""
         self.diagnostics = diagnostics
 
-    def reset(self) -> None:
-        """Restore, in place, the state that the method had when it was made."""
-        self._remember()
-        assert self._initial is not None
-        with torch.no_grad():
-            current = self._tensors()
-            for name, tensor in self._initial["tensors"].items():
-                current[name].copy_(tensor)
-        for name in self._initial["empty"]:
-            setattr(self, name, getattr(self, name).new_empty(0))
-        for module in self.modules():
-            if isinstance(module, Objective):
-                module.reset()
-        self.set_extra_state(self._initial["extra"])
-        self.zero_grad(set_to_none=True)
-        self.diagnostics = {}
-
     def train(self, mode: bool = True) -> Self:
         """Change nothing: the method decides the mode of each layer."""
         return self
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """State beside parameters and buffers: optimizers, generators, counts. Called by ``state_dict``."""
-        held = {
-            name: value.state_dict() if isinstance(value, Optimizer) else value.get_state()
-            for name, value in vars(self).items()
-            if isinstance(value, Optimizer | torch.Generator)
-        }
-        return {**held, **{name: getattr(self, name) for name in COUNTS}}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``."""
-        for name, saved in state.items():
-            holder = getattr(self, name)
-            if name in COUNTS:
-                setattr(self, name, saved)
-            elif isinstance(holder, Optimizer):
-                holder.load_state_dict(copy.deepcopy(saved))
-            else:
-                holder.set_state(saved)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Continue from a saved state; ``reset`` still goes back to the state the method was made with."""
-        self._remember()
-        return super().load_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A fresh object's buffers that are empty at first take the shape of the saved ones.
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = buffer.new_empty(saved.shape, dtype=saved.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """What may change: adapted parameters, those of copies of the backbone (a moving average), and buffers."""
-        adapted = {n: p for n, p in self.named_parameters() if p.requires_grad or not n.startswith("backbone.")}
-        return {**adapted, **dict(self.named_buffers())}
-
-    def _remember(self) -> None:
-        """Take the snapshot that ``reset`` restores, the first time anything could change."""
-        if self._initial is None:
-            tensors = {name: t.detach().clone() for name, t in self._tensors().items() if t.numel()}
-            empty = [name for name, t in self._buffers.items() if t is not None and not t.numel()]
-            self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
 
 
 @contextmanager

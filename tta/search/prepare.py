@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from tta.backbones import Backbone
 from tta.checks import fraction, number, whole_number
 from tta.cli import dotted_keys
+from tta.composed import chosen_options, instantiate, make_part, plain, run_name
 from tta.devices import choose_device, choose_precision, place
-from tta.job import chosen_options, instantiate, make_part, match_classes, plain, run_name
+from tta.job import match_classes
 from tta.methods import Method
 from tta.runs import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse

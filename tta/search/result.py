@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tta import job
 from tta.cli import CONFIGS
+from tta.composed import chosen_options
 from tta.paths import atomic_file
 from tta.search.report import before, words
 
@@ -107,7 +108,7 @@ def write_result(where: Place, search: Search, done: Sequence[Done], best: Done)
     if where.group == "objective":
         content["objective"] = {**search.objective}
     elif any(key.startswith("objective.") for key in best.values):
-        content["defaults"] = [{"override /objective": job.chosen_options()["objective"]}, "_self_"]
+        content["defaults"] = [{"override /objective": chosen_options()["objective"]}, "_self_"]
     for key, value in best.values.items():
         *parts, last = key.split(".")
         node = content
@@ -169,7 +170,7 @@ def _without_objective(given: Sequence[str]) -> list[str]:
 def _with_objective(given: Sequence[str]) -> list[str]:
     """Name the objective, which ``tta-search`` may have by itself."""
     named = any(_key(word) == "objective" for word in given)
-    choice = job.chosen_options().get("objective")
+    choice = chosen_options().get("objective")
     return [*given] if named or choice is None else [f"objective={choice}", *given]
 
 

@@ -1,0 +1,92 @@
+"""What a method changes from batch to batch: kept in one snapshot, restored by ``reset``, saved by ``state_dict``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tta.objectives import Objective
+
+COUNTS = ("images_seen", "batches_seen")
+
+
+class Restorable(nn.Module):
+    """A module around a backbone that goes back to the state that it was made with, and goes on from a saved one.
+
+    State are the parameters that take gradients, those of copies of the backbone, buffers, and the optimizers,
+    ``torch.Generator`` objects and objectives that are held as attributes. A buffer that is empty at first may be
+    replaced by one of any size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images_seen = 0
+        self.batches_seen = 0
+        self.diagnostics: dict[str, Tensor] = {}
+        self._initial: dict[str, Any] | None = None
+
+    def reset(self) -> None:
+        """Restore, in place, the state that the method had when it was made."""
+        self._remember()
+        assert self._initial is not None
+        with torch.no_grad():
+            current = self._tensors()
+            for name, tensor in self._initial["tensors"].items():
+                current[name].copy_(tensor)
+        for name in self._initial["empty"]:
+            setattr(self, name, getattr(self, name).new_empty(0))
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.reset()
+        self.set_extra_state(self._initial["extra"])
+        self.zero_grad(set_to_none=True)
+        self.diagnostics = {}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """State beside parameters and buffers: optimizers, generators, counts. Called by ``state_dict``."""
+        held = {
+            name: value.state_dict() if isinstance(value, Optimizer) else value.get_state()
+            for name, value in vars(self).items()
+            if isinstance(value, Optimizer | torch.Generator)
+        }
+        return {**held, **{name: getattr(self, name) for name in COUNTS}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``."""
+        for name, saved in state.items():
+            holder = getattr(self, name)
+            if name in COUNTS:
+                setattr(self, name, saved)
+            elif isinstance(holder, Optimizer):
+                holder.load_state_dict(copy.deepcopy(saved))
+            else:
+                holder.set_state(saved)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Continue from a saved state; ``reset`` still goes back to the state the method was made with."""
+        self._remember()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A fresh object's buffers that are empty at first take the shape of the saved ones.
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                self._buffers[name] = buffer.new_empty(saved.shape, dtype=saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What may change: adapted parameters, those of copies of the backbone (a moving average), and buffers."""
+        adapted = {n: p for n, p in self.named_parameters() if p.requires_grad or not n.startswith("backbone.")}
+        return {**adapted, **dict(self.named_buffers())}
+
+    def _remember(self) -> None:
+        """Take the snapshot that ``reset`` restores, the first time anything could change."""
+        if self._initial is None:
+            tensors = {name: t.detach().clone() for name, t in self._tensors().items() if t.numel()}
+            empty = [name for name, t in self._buffers.items() if t is not None and not t.numel()]
+            self._initial = {"tensors": tensors, "empty": empty, "extra": copy.deepcopy(self.get_extra_state())}
