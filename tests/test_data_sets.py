@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tta.cli import CONFIGS
+from compositions import composed
 from tta.compare import main as compare
 from tta.runs import fingerprint
 from tta.streams.classes import imagenet_classes, part_classes
@@ -166,9 +165,7 @@ def test_a_subset_is_named_in_the_run_its_summary_and_the_table(
 
 @pytest.mark.parametrize("stream", ["imagenet_c", "corrupted"])
 def test_results_older_than_the_keys_are_found(stream: str) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("config", [f"stream={stream}"])
-    parts: Any = OmegaConf.to_container(config)
+    parts: Any = OmegaConf.to_container(composed(f"stream={stream}"))
     old = {**parts, "stream": {k: v for k, v in parts["stream"].items() if k not in ("subset", "classes")}}
     assert fingerprint(old, "w", "d") == fingerprint(parts, "w", "d")
     new = {**parts, "stream": {**parts["stream"], "subset": "robustbench_5k"}}

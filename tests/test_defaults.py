@@ -9,6 +9,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from compositions import composed
 from tta.cli import CONFIGS
 
 # Written out from the papers and, where those leave it open, the official code. Margins are fractions of ln C.
@@ -44,16 +45,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def composed(choice: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        # A stream and a model without hyper-parameters of their own.
-        config = hydra.compose("config", ["stream=clean", "model=timm", choice])
+def values_of(choice: str) -> dict[str, Any]:
+    config = composed("stream=clean", "model=timm", choice)  # which have no hyper-parameters of their own
     return OmegaConf.to_container(config[choice.partition("=")[0]])  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("choice", PUBLISHED)
 def test_a_configuration_says_what_was_published(choice: str) -> None:
-    found = composed(choice)
+    found = values_of(choice)
     expected = PUBLISHED[choice]
     assert {key: found[key] for key in expected} == expected
 
@@ -63,7 +62,7 @@ def test_a_configuration_says_what_was_published(choice: str) -> None:
     [f"{group}={path.stem}" for group in ("method", "objective") for path in sorted((CONFIGS / group).glob("*.yaml"))],
 )
 def test_a_class_by_itself_does_what_its_configuration_says(choice: str) -> None:
-    found = composed(choice)
+    found = values_of(choice)
     kinds = inspect.getmro(hydra.utils.get_class(found["_target_"]))
     defaults: dict[str, Any] = {}
     for kind in reversed([kind for kind in kinds if "__init__" in vars(kind)]):

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compositions import composed
 from tta.cli import CONFIGS
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 
@@ -39,9 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def make(name: str) -> Objective:
     """Make the objective of a file in configs/objective: a new one is tested without a change here."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", [f"objective={name}"])
-    return hydra.utils.instantiate(config.objective, _convert_="all")
+    return hydra.utils.instantiate(composed(f"objective={name}").objective, _convert_="all")
 
 
 def make_logits(n: int, c: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:

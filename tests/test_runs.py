@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from compositions import composed
 from tta.cli import CONFIGS
 from tta.runs import BATCH_COLUMNS, NEUTRAL, RunDirectory, fingerprint, provenance
 
@@ -89,9 +89,7 @@ def changed(config: dict[str, Any], name: str) -> dict[str, Any]:
 def test_whatever_can_be_chosen_has_its_part_in_the_fingerprint(group: str) -> None:
     options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
     for option in options:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose("config", [f"{group}={option}"])
-        config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+        config: dict[str, Any] = OmegaConf.to_container(composed(f"{group}={option}"), resolve=True)  # type: ignore[assignment]
         known = fingerprint(config, "w", "d")
         names = ["seed", "precision"]
         for part in ("model", "stream", "scenario", "method"):
@@ -105,7 +103,7 @@ def test_whatever_can_be_chosen_has_its_part_in_the_fingerprint(group: str) -> N
 def test_a_key_that_is_younger_than_results_counts_unless_it_changes_nothing(key: str) -> None:
     part, name = key.split(".")
     at_rest = {"delta": None, "imbalance_ratio": None, "mix": False, "rounds": 1, "long_tailed": None, "classes": None,
-               "subset": None, "part": "all", "share": None, "share_seed": 0}[name]  # fmt: skip
+               "subset": None, "on_device": False, "part": "all", "share": None, "share_seed": 0}[name]  # fmt: skip
     known = fingerprint(CONFIG, "w", "d")
     with_key = {value: fingerprint({**CONFIG, part: {**CONFIG[part], name: value}}, "w", "d")
                 for value in (at_rest, 7, 0.3)}  # fmt: skip

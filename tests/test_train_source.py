@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 
-from tta.cli import CONFIGS
+from compositions import composed
 from tta.training import accuracy, load_clean
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train_source.py"
@@ -30,8 +30,7 @@ def test_checkpoint_loads_with_the_options_that_are_printed(tmp_path: Path) -> N
     assert "epoch 1/1: loss " in done.stdout
 
     words = shlex.split(done.stdout.splitlines()[-1].partition("use it with: tta ")[2])
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        model = hydra.utils.instantiate(hydra.compose("config", words).model, _convert_="all")
+    model = hydra.utils.instantiate(composed(*words).model, _convert_="all")
     assert model.num_classes == 4
     measured = 100 * accuracy(model.eval(), *load_clean(tmp_path / "test.npz"))
     assert f"accuracy on 40 held-out images: {measured:.2f} %" in done.stdout

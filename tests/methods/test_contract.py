@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from backbones_for_tests import CLASSES, small_net, some_images
+from compositions import composed
 from device_questions import DeviceQuestions, crossings, without_autocast
 from tta.cli import CONFIGS
 from tta.methods import Method
@@ -31,8 +32,7 @@ pytestmark = [
 
 
 def make(name: str, kind: str, overrides: tuple[str, ...] = (), backbone: torch.nn.Module | None = None) -> Method:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", [f"method={name}", "optimizer.lr=0.1", *SMALL.get(name, ()), *overrides])
+    config = composed(f"method={name}", "optimizer.lr=0.1", *SMALL.get(name, ()), *overrides)
     return hydra.utils.instantiate(config.method, backbone=backbone or small_net(kind), _convert_="all")
 
 
@@ -158,9 +158,8 @@ def test_a_single_image_is_predicted_or_refused_with_a_reason(name: str, kind: s
 
 
 def test_single_images_work_with_a_window_where_there_is_one(name: str, kind: str) -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        if "window" not in hydra.compose("config", [f"method={name}"]).method:
-            return
+    if "window" not in composed(f"method={name}").method:
+        return
     method = make(name, kind, ("method.window=4",))
     outputs = [method(image[None]) for image in some_images(6)]
     assert all(logits.shape == (1, CLASSES) and logits.isfinite().all() for logits in outputs)

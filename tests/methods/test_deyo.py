@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from compositions import composed
 from device_questions import DeviceQuestions
 from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, soft, weights_of
-from tta.cli import CONFIGS
 from tta.methods import BNAdapt, DeYO
 from tta.methods.deyo import DESTRUCTIONS, occlude, shuffle
 from tta.methods.parameters import NORM_BUT_LAST
@@ -296,8 +296,7 @@ def test_occlusion_goes_from_nothing_to_all() -> None:
 
 
 def test_the_default_of_python_is_that_of_the_configuration() -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", ["method=deyo", "seed=3"])
+    config = composed("method=deyo", "seed=3")
     from_yaml = hydra.utils.instantiate(config.method, backbone=small_net("batch"), _convert_="all")
     ours = DeYO(small_net("batch"), EM(), sgd, seed=3)
     for name in ("margin", "entropy_reference", "plpd", "destruction", "patches", "occlusion", "window"):
@@ -344,6 +343,5 @@ def test_wrong_seed() -> None:
     ("model", "lr", "plpd"), [("resnet50", 2.5e-4, 0.3), ("resnet50_gn", 2.5e-4, 0.2), ("vit_b16", 1e-3, 0.2)]
 )
 def test_official_hyper_parameters(model: str, lr: float, plpd: float) -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", ["method=deyo", f"model={model}", "stream=imagenet_c"])
+    config = composed("method=deyo", f"model={model}", "stream=imagenet_c")
     assert (config.optimizer.lr, config.method.plpd) == (lr, plpd)

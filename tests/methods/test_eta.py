@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import small_net, varied_images
+from compositions import composed
 from plain import soft, weights_of
 from plain_eta import PlainETA
-from tta.cli import CONFIGS
 from tta.methods import ETA, Tent
 from tta.objectives import CADF, EM, AdaDEM
 
@@ -223,8 +222,7 @@ def test_probabilities_and_entropies_are_of_full_precision_under_autocast() -> N
     [("imagenet_c", 0.05, 2000), ("cifar10_c", 0.4, 1), ("cifar100_c", 0.1, 1), ("demo", 0.4, 1)],
 )
 def test_settings_of_each_stream(name: str, stream: str, diversity: float, fisher_alpha: float) -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        method = hydra.compose("config", [f"method={name}", f"stream={stream}"]).method
+    method = composed(f"method={name}", f"stream={stream}").method
     assert (method.margin, method.diversity) == (0.4, diversity)
     assert method.get("fisher_alpha", fisher_alpha) == fisher_alpha
     assert method.get("fisher", {}).get("root") == ("demo" if (name, stream) == ("eata", "demo") else None)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from backbones_for_tests import CLASSES
+from compositions import composed
 from tta.backbones import Backbone, import_robustbench
 from tta.cli import CONFIGS
 from tta.methods import Method
@@ -59,8 +60,7 @@ def test_adapts_and_resets(name: str, family: str, demo_cache: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = Backbone(FAMILIES[family](), CLASSES, [0.5] * 3, [0.25] * 3, "test")
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", [f"method={name}", *SMALL.get(name, [])])
+    config = composed(f"method={name}", *SMALL.get(name, []))
     method: Method = hydra.utils.instantiate(config.method, backbone=backbone, _convert_="all")
     images = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first = [method(batch) for batch in images]

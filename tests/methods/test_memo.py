@@ -6,15 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from compositions import composed
 from plain import NORM, PlainSGD, Weights, classify, gradients, mixed, running_of, soft, weights_of
-from tta.cli import CONFIGS
 from tta.methods import MEMO, ParameterChoice, Source
 from tta.methods.memo import augmentation, augmented_copies, marginal_entropy
 
@@ -235,7 +234,6 @@ def test_bad_values_say_so(arguments: dict[str, Any], message: str) -> None:
     ],
 )
 def test_configured_as_the_official_code_runs(words: list[str], lr: float, augmentations: int) -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", ["method=memo", *words])
+    config = composed("method=memo", *words)
     assert config.method.optimizer.lr == lr
     assert config.method.augmentations == augmentations

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from backbones_for_tests import CLASSES, small_net, varied_images
+from compositions import composed
 from tta.backbones import Backbone
 from tta.cli import CONFIGS
 from tta.methods import Method
@@ -46,9 +47,7 @@ def rows_alone(kind: str) -> Backbone:
 
 
 def make(name: str, of: Backbone) -> Method:
-    overrides = [f"method={name}", "optimizer.lr=0.05", *SAME_DRAWS.get(name, ())]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", overrides)
+    config = composed(f"method={name}", "optimizer.lr=0.05", *SAME_DRAWS.get(name, ()))
     return hydra.utils.instantiate(config.method, backbone=of, _convert_="all")
 
 

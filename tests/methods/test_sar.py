@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from compositions import composed
 from device_questions import DeviceQuestions
 from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, gradients, weights_of
 from tta.backbones import Backbone
-from tta.cli import CONFIGS
 from tta.methods import SAR, BNAdapt
 from tta.methods.parameters import NORM_BUT_LAST
 from tta.methods.updates import ascended, forget_where
@@ -350,11 +350,6 @@ def test_a_step_never_asks_the_device() -> None:
     with DeviceQuestions() as questions:
         method(images(1))
     assert questions.asked == []
-
-
-def composed(*overrides: str) -> Any:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
 
 
 @pytest.mark.parametrize(("model", "lr"), [("resnet50", 2.5e-4), ("resnet50_gn", 2.5e-4), ("vit_b16", 1e-3)])

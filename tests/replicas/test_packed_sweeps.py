@@ -319,7 +319,7 @@ def test_sixteen_runs_on_real_images_predict_as_they_do_alone(
     ]
     common = (
         *("stream=cifar10_c", f"stream.root={shared / 'data' / 'cifar10-c-200'}", "stream.batch_size=50"),
-        *("stream.corruptions=[fog,contrast]", "model=resnet18_w16_cifar10", "device=cpu"),
+        *("stream.corruptions=[fog,contrast]", "stream.limit=100", "model=resnet18_w16_cifar10", "device=cpu"),
         f"model.checkpoint={shared / 'models' / 'resnet18_w16_cifar10.safetensors'}",
     )
     predictions: list[tuple[str, int, Tensor]] = []

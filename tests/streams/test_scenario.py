@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from compositions import composed
 from tta.cli import CONFIGS
 from tta.runs import NEUTRAL
 from tta.streams import Scenario
@@ -301,8 +302,7 @@ SCENARIOS = sorted(path.stem for path in (CONFIGS / "scenario").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_of_the_configurations_can_be_made_and_has_all_options(name: str) -> None:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("config", [f"scenario={name}"])
+    config = composed(f"scenario={name}")
     made = hydra.utils.instantiate(config.scenario, _convert_="all")
     assert isinstance(made, Scenario)
     assert set(config.scenario) == {"_target_", *(field.name for field in dataclasses.fields(Scenario))}
