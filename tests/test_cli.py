@@ -393,12 +393,20 @@ def test_cuda_where_there_is_none(tta_command: Command, small: list[str]) -> Non
         tta_command(*small, "device=cuda")
 
 
+@pytest.mark.parametrize(
+    ("classes", "hint"),
+    [
+        (7, r"choose a model trained for these classes \(model=..., model.checkpoint=...\)$"),
+        (12, "; or, .* stream.num_classes=12 for labels in a file, and for folders stream.classes=<text file with the"),
+    ],
+)
 def test_classes_of_backbone_and_stream_must_agree(
-    tta_command: Command, small: list[str], files: Path, tmp_path: Path
+    tta_command: Command, small: list[str], files: Path, tmp_path: Path, classes: int, hint: str
 ) -> None:
-    save_file(timm.create_model("test_efficientnet", num_classes=7).state_dict(), str(tmp_path / "seven.safetensors"))
-    with pytest.raises(SystemExit, match="has 7 classes, the stream has 10: choose a model trained for these classes"):
-        tta_command(*small, f"model.checkpoint={tmp_path / 'seven.safetensors'}")
+    weights = tmp_path / "other.safetensors"
+    save_file(timm.create_model("test_efficientnet", num_classes=classes).state_dict(), str(weights))
+    with pytest.raises(SystemExit, match=f"has {classes} classes, the stream has 10: .*{hint}"):
+        tta_command(*small, f"model.checkpoint={weights}")
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tta_command: Command, small: list[str], tmp_path: Path) -> None:

@@ -241,7 +241,8 @@ def _more_classes(stream: Stream, own: int) -> str:
         return ""
     return (
         f"; or, if its labels are those of the model's {own} classes, of which not all occur, say so where the stream "
-        f"takes it: stream.num_classes={own}"
+        f"takes it: stream.num_classes={own} for labels in a file, and for folders stream.classes=<text file with the "
+        "name of a folder in each line>"
     )
 
 
