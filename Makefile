@@ -10,7 +10,7 @@ help: ## list the targets
 
 # The stamp makes every later call start at once: pip runs again only when what it would install has changed.
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + ": call make PYTHON=<path of a newer one>")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + ": call make PYTHON=<path of a newer one>")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
