@@ -123,6 +123,6 @@ class Batch:
         return place_of(self.visits)["domain"]
 
     def pin_memory(self) -> Batch:
-        """Move what goes to a GPU into page-locked memory; called by the ``DataLoader``."""
+        """Move what goes to a GPU into page-locked memory; called by those who read ahead."""
         pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "member")}
         return replace(self, **pinned)
