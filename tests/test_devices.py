@@ -62,8 +62,10 @@ def test_wrong_name(cuda_devices: Any, name: Any) -> None:
         choose_device(name)
 
 
-def test_description_of_the_cpu_says_the_threads() -> None:
-    assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+def test_description_of_the_cpu_says_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, name in ((1, "cpu (1 thread)"), (2, "cpu (2 threads)")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=threads: number)
+        assert describe_device(torch.device("cpu")) == name
 
 
 def test_description_of_a_gpu_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

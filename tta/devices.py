@@ -65,7 +65,8 @@ def describe_device(device: torch.device) -> str:
     """Name the device as results record it."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def device_digest(device: torch.device) -> str:
