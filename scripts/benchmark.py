@@ -244,17 +244,17 @@ def stream(root: Path | None, count: int, batch: int, workers: int, device: torc
     from stream_speed import folder_of_images, passes_over_arrays, passes_over_files
 
     with folder_of_images(root) as folder, tempfile.TemporaryDirectory() as cache:
-        files = medians(
-            passes_over_files(folder, count, batch, workers, device, Path(cache)), device, rounds, warm_up=1
-        )
-    arrays = medians(passes_over_arrays(count, batch, device), device, rounds, warm_up=1)
+        floats, as_bytes = passes_over_files(folder, count, batch, workers, device, Path(cache))
+        groups = [medians(ways, device, rounds, warm_up=1) for ways in (floats, as_bytes)]
+    groups.append(medians(passes_over_arrays(count, batch, device), device, rounds, warm_up=1))
     title = (
-        f"Images per second up to a normalised batch of {batch} float images on the device: {count} images of 224 "
-        f"pixels in JPEG files, read by {workers} workers (CenterCrop, ToTensor and Normalize in theirs), "
-        "and as many of 32 pixels in memory."
+        f"Images per second up to a batch of {batch} on the device: {count} images of 224 pixels in JPEG files, read "
+        f"by {workers} workers, as normalised floats (CenterCrop, ToTensor and Normalize in theirs) and as bytes "
+        "(CenterCrop and PILToTensor), which a GPU is given and turns into floats itself; and as many images of 32 "
+        "pixels in memory, as normalised floats."
     )
     rows: list[tuple[str, ...]] = []
-    for seconds in (files, arrays):
+    for seconds in groups:
         first = next(iter(seconds.values()))
         rows += [(name, f"{count / value:.0f}", f"{first / value:.2f}") for name, value in seconds.items()]
     return [title, "", *_table(("", "images/s", "ratio"), *rows)]

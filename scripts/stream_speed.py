@@ -1,4 +1,4 @@
-"""Our streams, and the loops of official repositories, up to a normalised batch of floats on the device."""
+"""Our streams, and the loops of official repositories, up to a batch on the device."""
 
 from __future__ import annotations
 
@@ -49,27 +49,39 @@ def folder_of_images(root: Path | None) -> Iterator[Path]:
 
 def passes_over_files(
     root: Path, count: int, batch: int, workers: int, device: torch.device, cache: Path
-) -> dict[str, Callable[[], None]]:
-    """Make a function for each way to read ``count`` images, the folder's again and again."""
-    transform = transforms.Compose(
-        [transforms.CenterCrop(SIZE), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    )
-    folder = ImageFolder(str(root), transform)
+) -> tuple[dict[str, Callable[[], None]], dict[str, Callable[[], None]]]:
+    """Make functions for the ways to read ``count`` images, the folder's again and again.
+
+    The first of them end in normalised floats, the second in bytes, as a device is given them that does the rest.
+    """
+    crop = transforms.CenterCrop(SIZE)
+    normalized = transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    as_bytes = transforms.Compose([crop, transforms.PILToTensor()])
+    folder = ImageFolder(str(root))
     samples = [folder.samples[k % len(folder.samples)] for k in range(count)]
-    folder.samples = folder.imgs = samples
-    loader = DataLoader(folder, batch, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda")
     labels = torch.tensor([label for _, label in samples])
     domain = Domain("clean", 0, labels, FileImages([Path(path) for path, _ in samples], SIZE, skip=False))
     plain, cached = (
         Stream([domain], len(folder.classes), batch, workers=workers, cache=how) for how in (False, str(cache))
     )
     cached.prepare()
-    return {
-        "ImageFolder and DataLoader": lambda: _official(loader, device),
+
+    def official(transform: Callable[[Any], Tensor]) -> Callable[[], None]:
+        images = ImageFolder(str(root), transform)
+        images.samples = images.imgs = samples
+        loader = DataLoader(images, batch, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda")
+        return lambda: _official(loader, device)
+
+    floats = {
+        "ImageFolder and DataLoader": official(normalized),
         "ours": _ours(plain, device, MEAN, STD),
         "ours, cached": _ours(cached, device, MEAN, STD),
         "ours, cached, floats without arithmetic": lambda: _read(cached, device, lambda images: images.float().clone()),
-        "ours, cached, left as bytes": lambda: _read(cached, device),
+    }
+    return floats, {
+        "ImageFolder and DataLoader, as bytes": official(as_bytes),
+        "ours, as bytes": lambda: _read(plain, device),
+        "ours, cached, as bytes": lambda: _read(cached, device),
     }
 
 
