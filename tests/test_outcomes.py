@@ -121,18 +121,22 @@ def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
 
 
 def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``make run`` does. EM and AdaDEM are above batch statistics here, whoever of the two is first."""
+    """What ``make run`` does, under a third of its corruptions.
+
+    EM and AdaDEM are above batch statistics here, whoever of the two is first.
+    """
     import subprocess
     import sys
 
     tta = Path(sys.executable).parent / "tta"
     words = ["-m", "method=source,bn_adapt,tent,adadem", f"runs_dir={tmp_path}", "device=cpu"]
+    words += ["stream.corruptions=[gaussian_noise,snow,frost,fog,contrast]"]
     subprocess.run([str(tta), *words], check=True, cwd=tmp_path)
     found = {}
     for file in tmp_path.rglob("summary.json"):
         summary = json.loads(file.read_text())
         found[summary["choices"]["method"]] = summary["accuracy"]
-        assert [domain["n"] for domain in summary["domains"]] == [3000] * 15
+        assert [domain["n"] for domain in summary["domains"]] == [3000] * 5
     assert found["bn_adapt"] > found["source"] + 0.15
     assert found["tent"] > found["bn_adapt"] + 0.005
     assert found["adadem"] > found["bn_adapt"] + 0.005
