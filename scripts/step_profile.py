@@ -34,7 +34,7 @@ def by_kind(function: Callable[[], object], device: torch.device, rounds: int) -
     """Milliseconds of each kind of work in one call, the mean over so many, after one that only warms up."""
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
     function()
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:  # or torch warns that only this cycle counts
         for _ in range(rounds):
             function()
     times: Counter[str] = Counter()

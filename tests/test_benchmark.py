@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,19 +201,20 @@ def test_streams_are_images_per_second_beside_the_official_loops(
 
 
 def test_sweeps_are_seconds_beside_commands_of_their_own(
-    benchmark: Callable[..., None], tmp_path: Path, demo_cache: Path
+    benchmark: Callable[..., None], files: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "table.md"
-    words = ["sweep", "--device", "cpu", "--rounds", "1", "--out", str(out)]
-    words += ["--words", "method=source", "seed=0,1", "stream.limit=50", "stream.corruptions=fog"]
-    benchmark(*words)
+    sweep = ["method=source", "seed=0,1", *sweep_files.words(files), "stream.corruptions=fog"]
+    sweep.remove("stream.corruptions=[fog,snow,frost]")
+    sweep.remove("device=cpu")  # which the benchmark gives itself
+    benchmark("sweep", "--device", "cpu", "--rounds", "1", "--out", str(out), "--words", *sweep)
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
     assert rows[0][0] == "2 runs as"
     assert len(rows) == 7
     base = float(rows[2][1])
     for _, seconds, ratio in rows[2:]:
         assert abs(float(ratio) - base / float(seconds)) < 0.2 * float(ratio)
-    assert "`tta -m method=source seed=0,1 stream.limit=50 stream.corruptions=fog`" in out.read_text()
+    assert f"`tta -m {shlex.join(sweep)}`" in out.read_text()
 
 
 def test_comparisons_are_seconds_beside_a_program_that_only_reads(
