@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from torch import nn
 from backbones_for_tests import small_net
 from tta.backbones import Backbone
 from tta.methods import ParameterChoice, Tent, norm_parameters
+from tta.methods.parameters import NORM_BUT_LAST
 from tta.objectives import EM
 
 SMALL_NORMS = ["body.1.weight", "body.1.bias", "body.4.weight", "body.4.bias"]
@@ -115,3 +117,12 @@ def test_the_last_layers_of_sar_are_left_out(name: str, left_out: str, kept: str
     assert left_out in norm_parameters(family(name))
     assert left_out not in chosen
     assert kept in chosen
+
+
+def test_a_network_whose_last_layers_have_other_names_is_told() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    with pytest.warns(UserWarning, match=r"no layer of this network is called layer4\.\*, .*method\.adapt\.exclude"):
+        assert list(NORM_BUT_LAST(net)) == ["1.weight", "1.bias"]
+    with warnings.catch_warnings(action="error"):
+        NORM_BUT_LAST(family("resnet18"))
+        ParameterChoice()(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -39,7 +40,7 @@ class ParameterChoice:
         include: of these, take what matches one of the patterns.
         exclude: and leave out what matches one of these.
         exclude_if_present: the same, but a pattern may match nothing: for lists that serve several
-            families of networks.
+            families of networks. Where none of them matches there is a warning, for the network is of another.
 
     Raises:
         ValueError: for another kind of layers.
@@ -74,6 +75,13 @@ class ParameterChoice:
                         f"method.adapt.{key}: {pattern!r} matches no parameter of the kind {self.layers!r} "
                         f"(a whole name, * for any characters); there are: {', '.join(there)}"
                     )
+        if self.exclude_if_present and not any(_matches(name, self.exclude_if_present) for name in there):
+            warnings.warn(
+                f"method.adapt: no layer of this network is called {', '.join(self.exclude_if_present)}, so none of "
+                "the last ones is left out; name them with method.adapt.exclude=[...], or take all layers without "
+                "this warning with adapt@method.adapt=norm",
+                stacklevel=2,
+            )
         left_out = (*self.exclude, *self.exclude_if_present)
         chosen = {name: p for name, p in there.items() if _matches(name, self.include) and not _matches(name, left_out)}
         if not chosen:
