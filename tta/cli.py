@@ -77,6 +77,9 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
     sys.path.insert(0, os.getcwd())
     debug = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of printing them with a trace
+    usual = warnings.formatwarning
+    if not debug:
+        warnings.formatwarning = _warnings_of(program)
     try:
         if {"--help", "-h"} & set(sys.argv):
             _print_help(hydra_main)
@@ -91,8 +94,21 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
             raise error from None
         raise SystemExit(f"{program}: error: {error_message(error, config_name)}") from None
     finally:
+        warnings.formatwarning = usual
         if not debug:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # or processes that the caller starts would take it for a wish
+
+
+def _warnings_of(program: str) -> Callable[..., str]:
+    """Make what formats warnings: those to users in a line, without the place in the code that they come from."""
+    usual = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        if category is UserWarning:
+            return f"{program}: warning: {message}\n"
+        return usual(message, category, *where, **line)
+
+    return told
 
 
 def _print_help(hydra_main: Callable[[], None]) -> None:
