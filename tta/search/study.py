@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from tta.search.sampler import TAKEN, AllowedTPE, BehindOthers
 from tta.search.space import Space, Values
@@ -84,9 +85,11 @@ class Study:
         except OSError as error:
             raise OSError(f"search.dir: {folder} cannot be written ({error}); choose another") from error
         self._lock = FileLock(folder / "locks" / "study.lock")
+        # Without a pool no connection outlives its use, wherever the study ends.
+        engine = {"connect_args": {"timeout": PATIENCE}, "poolclass": NullPool}
         with self._lock, self._told():
             self._study = optuna.create_study(
-                storage=RDBStorage(f"sqlite:///{self.file}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}),
+                storage=RDBStorage(f"sqlite:///{self.file}", engine_kwargs=engine),
                 study_name=NAME,
                 sampler=AllowedTPE(space, seed, first),
                 pruner=BehindOthers(prune),
