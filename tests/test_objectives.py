@@ -366,7 +366,7 @@ class TestEvery:
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["em", "adadem"])  # it takes its time, and the others have no operation of their own
+@pytest.mark.parametrize("name", ["em", "adadem"])  # ten seconds each, and more for the first
 def test_compiles_to_code(name: str) -> None:
     compile_and_compare(name, "inductor")
 
