@@ -478,13 +478,11 @@ def test_a_warning_is_a_line_that_says_whose_it_is(
     tta_command: Command, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    usual = warnings.formatwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", lambda *args, **_: told.append(warnings.formatwarning(*args[:4])))
         tta_command(*small[:-2], "model.pretrained=false", "model.num_classes=10", "device=cpu", "stream.limit=8")
     assert "tta: warning: test_efficientnet: random weights (model.pretrained=false and no model.checkpoint)\n" in told
-    assert warnings.formatwarning is usual
 
 
 def test_python_m_tta_is_the_same_command(tmp_path: Path) -> None:

@@ -38,8 +38,19 @@ PACKAGE = Path(__file__).parent
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 # Hydra looks for plugins in the namespace package hydra_plugins alone; this is where ours has its share of it.
 sys.path.append(str(PACKAGE / "plugins"))
+_usual_format = warnings.formatwarning
+
+
+def format_warning(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """Put a warning that is meant for users into a line, without the place in the code that it comes from."""
+    if category is UserWarning:
+        return f"tta: warning: {message}\n"
+    return _usual_format(message, category, *where, **line)
+
+
+# Both hold in a launcher's processes too, which import this module before anything can warn.
+warnings.formatwarning = format_warning
 # A launcher's configuration of ours has the name of its plugin's, which is its schema. That is meant, and Hydra warns.
-# It does so in the launcher's processes too, which import this module before.
 warnings.filterwarnings("ignore", "\n'hydra/launcher/", UserWarning)
 
 EXPECTED = (
@@ -77,9 +88,6 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
     sys.path.insert(0, os.getcwd())
     debug = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of printing them with a trace
-    usual = warnings.formatwarning
-    if not debug:
-        warnings.formatwarning = _warnings_of(program)
     try:
         if {"--help", "-h"} & set(sys.argv):
             _print_help(hydra_main)
@@ -94,21 +102,8 @@ def command(program: str, hydra_main: Callable[[], None], config_name: str = "co
             raise error from None
         raise SystemExit(f"{program}: error: {error_message(error, config_name)}") from None
     finally:
-        warnings.formatwarning = usual
         if not debug:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # or processes that the caller starts would take it for a wish
-
-
-def _warnings_of(program: str) -> Callable[..., str]:
-    """Make what formats warnings: those to users in a line, without the place in the code that they come from."""
-    usual = warnings.formatwarning
-
-    def told(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
-        if category is UserWarning:
-            return f"{program}: warning: {message}\n"
-        return usual(message, category, *where, **line)
-
-    return told
 
 
 def _print_help(hydra_main: Callable[[], None]) -> None:
