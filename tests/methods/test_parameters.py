@@ -126,3 +126,5 @@ def test_a_network_whose_last_layers_have_other_names_is_told() -> None:
     with warnings.catch_warnings(action="error"):
         NORM_BUT_LAST(family("resnet18"))
         ParameterChoice()(net)
+        named = ParameterChoice(exclude=["*.bias"], exclude_if_present=NORM_BUT_LAST.exclude_if_present)
+        assert list(named(net)) == ["1.weight"]

@@ -40,7 +40,7 @@ class ParameterChoice:
         include: of these, take what matches one of the patterns.
         exclude: and leave out what matches one of these.
         exclude_if_present: the same, but a pattern may match nothing: for lists that serve several
-            families of networks. Where none of them matches there is a warning, for the network is of another.
+            families of networks. Where none of them matches, and ``exclude`` names none, there is a warning.
 
     Raises:
         ValueError: for another kind of layers.
@@ -75,7 +75,8 @@ class ParameterChoice:
                         f"method.adapt.{key}: {pattern!r} matches no parameter of the kind {self.layers!r} "
                         f"(a whole name, * for any characters); there are: {', '.join(there)}"
                     )
-        if self.exclude_if_present and not any(_matches(name, self.exclude_if_present) for name in there):
+        others = self.exclude_if_present and not any(_matches(name, self.exclude_if_present) for name in there)
+        if others and not self.exclude:
             warnings.warn(
                 f"method.adapt: no layer of this network is called {', '.join(self.exclude_if_present)}, so none of "
                 "the last ones is left out; name them with method.adapt.exclude=[...], or take all layers without "
