@@ -23,7 +23,7 @@ run: .venv/.installed ## compare source, bn_adapt, EM and AdaDEM on the demo str
 
 # File by file: tests of one file may build on each other, and share what their fixtures make.
 test: .venv/.installed ## run the tests, as many files at a time as there are cores (but 8)
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed ## ruff: format and rules
 	@$(BIN)/ruff format --check .

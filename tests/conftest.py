@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import faulty_server
 import tiny_data
 from faulty_server import Server
 from sweep_files import make_files
 from tiny_data import MD5, TAR
-from tta import cli
+from tta import cli, demo
 from tta.backbones import Backbone, timm_backbone
 from tta.data import catalogue, download, obtain
 
@@ -72,10 +73,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of its own for the demo stream and backbone, filled by the first test that needs them."""
-    folder = tmp_path_factory.mktemp("cache")
+    """A cache of the tests' own for the demo stream and backbone; processes that run tests side by side share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo-cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTA_CACHE", str(folder))
+        with FileLock(f"{folder}.lock"):
+            demo.backbone()  # trained by the first
         yield folder
 
 

@@ -14,11 +14,10 @@ import re
 import shlex
 import subprocess
 import sys
-import traceback
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from forks import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -67,33 +66,10 @@ class Block:
 
 
 def run_on_few(words: list[str], folder: Path, log: Path) -> int:
-    """Run a command on few images; return its exit code.
-
-    It runs in a fork of this process, which has imported already what takes each command of a shell seconds.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
-        child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code: Any = 1
-    try:
-        os.chdir(folder)
-        sys.stdout = sys.stderr = log.open("a")
-        for descriptor in (1, 2):
-            os.dup2(sys.stdout.fileno(), descriptor)
-        warnings.resetwarnings()
-        sys.argv = [*words, *SHRUNKEN[words[0]]]
-        importlib.import_module(MAINS[words[0]]).main()
-        code = 0
-    except SystemExit as end:
-        print(end)
-        code = end.code if isinstance(end.code, int | None) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code or 0)
+    """Run a command on few images, without the seconds that each of a shell takes to begin; return its exit code."""
+    main = importlib.import_module(MAINS[words[0]]).main
+    with log.open("a") as file:
+        return forked(main, *words, *SHRUNKEN[words[0]], cwd=folder, stdout=file, stderr=file).wait()
 
 
 def blocks(*languages: str, page: Path | None = None) -> list[Block]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 
 import sweep_files
+from forks import forked
+from tta import cli
 from tta.compare import find_runs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
@@ -78,10 +81,12 @@ def test_corruptions_are_images_per_second_beside_the_plain_recipes(
     assert "benchmark.py corruptions --device cpu" in out.read_text()
 
 
-def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(tmp_path: Path) -> None:
+def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(
+    benchmark: Callable[..., None], tmp_path: Path
+) -> None:
     out = tmp_path / "table.md"
     words = ["step", "--device", "cpu", "--rounds", "1", "--batches", "1", "--sizes", "32", "--precisions", "fp32"]
-    subprocess.run([sys.executable, str(SCRIPT), *words, "--out", str(out)], check=True)
+    benchmark(*words, "--out", str(out))
     rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
     cells = dict(rows[2:])
     assert re.fullmatch(r"\d+\.\d\d s, \d+ MiB", cells["run, plain script (fp32)"])
@@ -201,8 +206,15 @@ def test_streams_are_images_per_second_beside_the_official_loops(
 
 
 def test_sweeps_are_seconds_beside_commands_of_their_own(
-    benchmark: Callable[..., None], files: Path, tmp_path: Path
+    benchmark: Callable[..., None], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "tta"]
+        assert (options.pop("capture_output"), options.pop("text"), options.pop("check")) == (True, True, False)
+        process = forked(cli.main, *command[2:], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        return subprocess.CompletedProcess(command, process.wait(), *process.communicate())
+
+    monkeypatch.setattr(importlib.import_module("sweep_speed"), "subprocess", SimpleNamespace(run=run))
     out = tmp_path / "table.md"
     sweep = ["method=source", "seed=0,1", *sweep_files.words(files), "stream.corruptions=fog"]
     sweep.remove("stream.corruptions=[fog,snow,frost]")
@@ -237,13 +249,14 @@ def test_comparisons_are_seconds_beside_a_program_that_only_reads(
     assert "benchmark.py compare --device cpu" in text
 
 
-def test_runs_that_are_made_are_like_those_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_are_made_are_like_those_of_the_program(
+    tta_command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(SCRIPT.parent)
     made = importlib.import_module("compare_speed")
     made.write_runs(tmp_path / "made", 3)
     sweep_files.make_files(tmp_path, n=10)
-    real = ["seed=0", f"runs_dir={tmp_path / 'real'}", "method=tent", *sweep_files.words(tmp_path)]
-    subprocess.run([sys.executable, "-m", "tta", *real], check=True)
+    tta_command("seed=0", f"runs_dir={tmp_path / 'real'}", "method=tent", *sweep_files.words(tmp_path))
     ours, theirs = find_runs([tmp_path / "made"]), find_runs([tmp_path / "real"])
     assert [run.label for run in ours] == ["bn_adapt", "source", "tent + adadem (lr 1e-05)"]
     assert len({run.benchmark for run in ours}) == 1

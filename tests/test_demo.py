@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,9 @@ from tta.streams import Scenario
 from tta.training import accuracy
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache at the beginning, with the trained backbone after ``trained``."""
-    return tmp_path_factory.mktemp("demo-cache")
-
-
-@pytest.fixture(autouse=True)
-def _in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTA_CACHE", str(cache))
-
-
-@pytest.fixture(scope="session")
-def trained(cache: Path) -> Iterator[demo.Backbone]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTA_CACHE", str(cache))
-        yield demo.backbone()
+@pytest.fixture
+def trained(demo_cache: Path) -> demo.Backbone:
+    return demo.backbone()
 
 
 def test_splits_are_disjoint_balanced_and_together_all_digits() -> None:
@@ -62,9 +48,10 @@ def test_digits_are_grey_in_a_black_frame() -> None:
     assert images.max() == 255
 
 
-def test_corrupted_digits_are_generated_once(cache: Path) -> None:
+def test_corrupted_digits_are_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTA_CACHE", str(tmp_path))
     stream = demo.stream("brightness", severity=3, limit=30)
-    (file,) = cache.rglob("brightness-3.npy")
+    (file,) = tmp_path.rglob("brightness-3.npy")
     assert list(file.parent.iterdir()) == [file]
     (batch,) = stream.batches(stream.plan(Scenario(), 0)[:1])
     images, labels = demo.split(trained=False)
@@ -76,7 +63,6 @@ def test_corrupted_digits_are_generated_once(cache: Path) -> None:
     np.save(file, np.zeros((3000, 32, 32, 3), np.uint8))  # to see that it is read again, not made again
     again = demo.stream("brightness", severity=3)
     assert next(iter(again.batches(again.plan(Scenario(), 0)))).images.max() == 0
-    file.unlink()
 
 
 def test_wrong_options() -> None:
@@ -93,11 +79,11 @@ def test_backbone_knows_the_clean_digits_of_the_stream(trained: demo.Backbone) -
     assert trained.normalization == {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
-def test_backbone_is_trained_once(trained: demo.Backbone, cache: Path) -> None:
-    (checkpoint,) = cache.glob("*.safetensors")
+def test_backbone_is_trained_once(trained: demo.Backbone, demo_cache: Path) -> None:
+    (checkpoint,) = demo_cache.glob("demo-resnet-*")
     written = checkpoint.stat().st_mtime_ns
     again = demo.backbone()
-    assert list(cache.glob("*.safetensors")) == [checkpoint]
+    assert list(demo_cache.glob("demo-resnet-*")) == [checkpoint]
     assert checkpoint.stat().st_mtime_ns == written
     assert again.tag == trained.tag
     images = torch.rand(2, 3, 32, 32)

@@ -7,16 +7,18 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
 
+from forks import forked
 from sweep_files import N, left, words
+from tta import cli
 from tta.checkpoints import Checkpoints
 from tta.runs import CLASS_COLUMNS, RunDirectory
 
@@ -212,18 +214,14 @@ def test_wandb_that_cannot_begin_costs_no_rows_of_before(
 
 
 def test_wandb_whose_end_hangs_has_the_run_finished_before(files: Path, tmp_path: Path) -> None:
-    program = tmp_path / "hanging.py"
-    program.write_text(
-        "import sys, time, wandb\n"
-        "from types import SimpleNamespace\n"
-        "nothing = lambda *arguments, **options: None\n"
-        "wandb.init = lambda **options: SimpleNamespace(log=nothing, summary={}, finish=lambda: time.sleep(600))\n"
-        "from tta.cli import main\n"
-        "sys.argv[0] = 'tta'\n"
-        "main()\n"
-    )
-    command = [sys.executable, str(program), *words(files), "method=source", "logger=wandb", "stream.limit=20"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    def nothing(*arguments: Any, **options: Any) -> None: ...
+
+    def hang() -> None:
+        wandb.init = lambda **_: SimpleNamespace(log=nothing, summary={}, finish=lambda: time.sleep(600))
+        cli.main()
+
+    options = [*words(files), "method=source", "logger=wandb", "stream.limit=20"]
+    with forked(hang, "tta", *options, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while not (found := list(tmp_path.glob("runs/*/summary.json"))) and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr and process.stderr.read()

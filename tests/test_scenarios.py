@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +174,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tta(folder: Path, data: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tta", "stream=cifar10_c", f"stream.root={data}"]
-    command += [f"stream.corruptions=[{','.join(NAMES)}]", "model=timm"]
-    command += ["model.name=test_efficientnet", f"model.checkpoint={net(data)}", "model.num_classes=10", "device=cpu"]
-    env = {**os.environ, "TTA_CACHE": str(folder / "cache")}
-    # Options of the program come first, of its configuration later.
-    command[3:3] = [word for word in words if word.startswith("-")]
-    command += [word for word in words if not word.startswith("-")]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+@pytest.fixture
+def tta(tta_command: Callable[..., None], data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call the program, in an empty folder; gives what it prints."""
+    small = ["stream=cifar10_c", f"stream.root={data}", f"stream.corruptions=[{','.join(NAMES)}]", "device=cpu"]
+    small += ["model=timm", "model.name=test_efficientnet", f"model.checkpoint={net(data)}", "model.num_classes=10"]
+
+    def call(*words: str) -> str:
+        tta_command(*words, *small)
+        return capsys.readouterr().out
+
+    return call
 
 
 def net(folder: Path) -> Path:
@@ -198,14 +198,13 @@ def net(folder: Path) -> Path:
     return file
 
 
-def test_every_scenario_runs_and_compare_keeps_them_apart(tmp_path: Path, data: Path) -> None:
+def test_every_scenario_runs_and_compare_keeps_them_apart(tta: Callable[..., str], tmp_path: Path) -> None:
     scenarios = "episodic,mixed,recurring,gradual,label_shift,label_shift_sorted,label_shift_imbalance,long_tailed"
-    done = tta(tmp_path, data, "-m", "method=source", f"scenario=single_domain,continual,{scenarios},single_image")
-    assert done.returncode == 0, done.stderr
+    said = tta("-m", "method=source", f"scenario=single_domain,continual,{scenarios},single_image")
     found = {run.summary["choices"]["scenario"]: run for run in find_runs([tmp_path / "runs"])}
     assert len(found) == len({run.benchmark for run in found.values()}) == 11
-    assert "over 3 domain(s), 30 visits, 900 images" in done.stdout
-    assert "over 15 domain(s), 27 visits, 810 images" in done.stdout
+    assert "over 3 domain(s), 30 visits, 900 images" in said
+    assert "over 15 domain(s), 27 visits, 810 images" in said
     severities = [d["severity"] for d in found["gradual"].summary["domains"]]
     assert severities == [1, 2, 3, 4, 5, 4, 3, 2, 1] * 3
     assert {row["n"] for row in rows(found["single_image"].path / "batches.csv")} == {"1"}
@@ -215,7 +214,7 @@ def test_every_scenario_runs_and_compare_keeps_them_apart(tmp_path: Path, data: 
     assert accuracies == pytest.approx(dict.fromkeys(accuracies, accuracies["single_domain"]))
 
 
-def test_options_of_a_scenario_combine(tmp_path: Path, data: Path) -> None:
+def test_options_of_a_scenario_combine(tta: Callable[..., str], tmp_path: Path) -> None:
     words = [
         "scenario.order=dirichlet",
         "scenario.delta=0.1",
@@ -223,14 +222,14 @@ def test_options_of_a_scenario_combine(tmp_path: Path, data: Path) -> None:
         "scenario.reset=batch",
         "stream.batch_size=8",
     ]
-    done = tta(tmp_path, data, "method=bn_adapt", "scenario=mixed", *words)
-    assert done.returncode == 0, done.stderr
+    tta("method=bn_adapt", "scenario=mixed", *words)
     (found,) = find_runs([tmp_path / "runs"])
     assert len(found.summary["domains"]) == 6
     assert "reset=batch, order=dirichlet, delta=0.1, mix=true, rounds=2" in found.title
-    done = tta(tmp_path, data, "scenario=mixed", "scenario.order=dirichlet")
-    assert done.stderr.endswith(
-        "tta: error: scenario.order=dirichlet needs scenario.delta: give it with scenario.delta=<number>\n"
+    with pytest.raises(SystemExit) as exit_:
+        tta("scenario=mixed", "scenario.order=dirichlet")
+    assert exit_.value.code == (
+        "tta: error: scenario.order=dirichlet needs scenario.delta: give it with scenario.delta=<number>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import tta.runner
 from sweep_files import left, words
@@ -73,6 +75,25 @@ def test_a_failed_job_does_not_stop_the_others_and_its_reason_is_in_the_table(
     assert rows[0][5] == "%"
     assert "6 job(s): 3 done, 2 failed, 1 skipped" in said.out
     assert len(list(tmp_path.rglob("summary.json"))) == 4
+
+
+def test_each_job_is_composed_once_and_is_the_job_that_was_asked_for(
+    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[tuple[str, ...]] = []
+    load = ConfigLoaderImpl.load_sweep_config
+
+    def counted(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
+        composed.append(tuple(word for word in sweep_overrides if word.startswith(("method=", "seed="))))
+        return load(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    sweep("method=source,bn_adapt", "seed=3,4")
+    assert composed == [(f"method={m}", f"seed={s}") for m in ("source", "bn_adapt") for s in (3, 4)]
+    found = [json.loads(file.read_text()) for file in tmp_path.rglob("summary.json")]
+    assert {(of["choices"]["method"], of["config"]["seed"]) for of in found} == {
+        (m, s) for m in ("source", "bn_adapt") for s in (3, 4)
+    }
 
 
 def test_a_sweep_that_gets_all_done_says_so(sweep: Command, capsys: pytest.CaptureFixture[str]) -> None:

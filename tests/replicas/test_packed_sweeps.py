@@ -311,15 +311,15 @@ def test_a_single_run_takes_no_notice(tta_command: Command, files: Path, passes:
 def test_sixteen_runs_on_real_images_predict_as_they_do_alone(
     tta_command: Command, shared: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CIFAR-10 under two corruptions, a trained network, batches of 50: 16 runs of three methods."""
+    """CIFAR-10 under two corruptions, a trained network, batches of 25: 16 runs of three methods."""
     sets = [
         ("method=tent,adadem", "seed=0,1", "optimizer.lr=0.001,0.005"),
         ("method=eta", "method.margin=0.8", "method.diversity=0.9", "seed=0,1", "optimizer.lr=0.001,0.005"),
         ("method=source,bn_adapt", "seed=0,1"),
     ]
     common = (
-        *("stream=cifar10_c", f"stream.root={shared / 'data' / 'cifar10-c-200'}", "stream.batch_size=50"),
-        *("stream.corruptions=[fog,contrast]", "stream.limit=100", "model=resnet18_w16_cifar10", "device=cpu"),
+        *("stream=cifar10_c", f"stream.root={shared / 'data' / 'cifar10-c-200'}", "stream.batch_size=25"),
+        *("stream.corruptions=[fog,contrast]", "stream.limit=50", "model=resnet18_w16_cifar10", "device=cpu"),
         f"model.checkpoint={shared / 'models' / 'resnet18_w16_cifar10.safetensors'}",
     )
     predictions: list[tuple[str, int, Tensor]] = []

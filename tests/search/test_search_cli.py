@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,13 +18,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from forks import forked
 from sweep_files import make_files
 from tta import cli
 from tta.search import cli as search_cli
 from tta.search.study import Study
 
 N = 60  # images per domain
-ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., str]
 
 
@@ -81,15 +80,8 @@ def error(command: Command, *arguments: str) -> str:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tta.search", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipe = subprocess.PIPE
+    return forked(search_cli.main, "tta-search", *arguments, cwd=folder, stdout=pipe, stderr=pipe)
 
 
 def only(paths: Any) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forks import forked
 from tta.search.report import Progress
 from tta.search.space import Range, Space, Values
 from tta.search.study import Done, Study
@@ -214,23 +214,16 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         study(tmp_path / "file" / "x")
 
 
-WORKER = """
-import sys, time
-sys.path[:0] = {path!r}
-from pathlib import Path
-from test_study import accuracy, study
-of = study(Path({folder!r}), 24)
-while (trial := of.take()) is not None:
-    with trial:
-        print(*trial.values.values(), flush=True)
-        time.sleep(0.05)
-        trial.finish(accuracy(trial.values))
-"""
-
-
 def worker(folder: Path) -> subprocess.Popen[str]:
-    code = WORKER.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[2])], folder=str(folder))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    def work() -> None:
+        of = study(folder, 24)
+        while (trial := of.take()) is not None:
+            with trial:
+                print(*trial.values.values(), flush=True)
+                time.sleep(0.05)
+                trial.finish(accuracy(trial.values))
+
+    return forked(work, stdout=subprocess.PIPE)
 
 
 def test_processes_share_the_trials_and_one_may_be_killed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import small_tree
+from forks import forked
 from numbered_images import domain
 from small_tree import WNIDS, N, caches, make, read, same
 from tta.streams import Stream
 from tta.streams import cache as module
+from tta.streams.files import FileImages
 from tta.streams.imagenet import imagenet_c
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -160,30 +160,25 @@ def test_images_that_cannot_be_cached() -> None:
         Stream([domain()], 7, 5, cache=True).prepare()
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from tta.streams.imagenet import imagenet_c
-from tta.streams.files import FileImages
-decode, root, folder, gate = FileImages._decode, *sys.argv[1:]
-asked = []
-def slowly(self, path, pixels):
-    print("decoded", flush=True)
-    asked.append(path)
-    while len(asked) > 3 and not Path(gate).exists():
-        time.sleep(0.01)
-    decode(self, path, pixels)
-FileImages._decode = slowly
-imagenet_c(root, ["fog", "snow"], size=32, workers=0, cache=folder).prepare()
-print("done", flush=True)
-"""
-
-
 def start(root: Path, folder: Path, gate: Path) -> subprocess.Popen[str]:
     """Start a process that makes caches, and goes on to the fourth image when ``gate`` is there."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    command = [sys.executable, "-c", SCRIPT, str(root), str(folder), str(gate)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def make_caches() -> None:
+        asked: list[Path] = []
+        decode = FileImages._decode
+
+        def slowly(self: FileImages, path: Path, pixels: Any) -> None:
+            print("decoded", flush=True)
+            asked.append(path)
+            while len(asked) > 3 and not gate.exists():
+                time.sleep(0.01)
+            decode(self, path, pixels)
+
+        FileImages._decode = slowly  # type: ignore[method-assign]
+        imagenet_c(str(root), ["fog", "snow"], size=32, workers=0, cache=str(folder)).prepare()
+        print("done", flush=True)
+
+    return forked(make_caches, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_two_processes_make_it_once(root: Path, folder: Path) -> None:

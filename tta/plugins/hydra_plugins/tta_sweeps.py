@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -37,6 +38,9 @@ class ReportingSweeper(BasicSweeper):
                 f"hydra/launcher={name} needs packages that are not there ({reason}): pip install "
                 f"'tta[{name.partition('_')[0]}]'"
             ) from error
+        if isinstance(self.launcher, BasicLauncher):
+            once: Any = _ComposedOnce(hydra_context.config_loader)
+            self.hydra_context = self.launcher.hydra_context = HydraContext(once, hydra_context.callbacks)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all combinations, and print a table of them.
@@ -54,6 +58,27 @@ class ReportingSweeper(BasicSweeper):
         with run_sweep(Path(self.config.hydra.sweep.dir), launch) as sweep:
             self.launcher = _Recorded(sweep, Path(self.config.hydra.sweep.dir))
             super().sweep(arguments)
+
+
+class _ComposedOnce:
+    """In place of Hydra's loader, which composes a job when the sweep is checked, and again when the job runs here.
+
+    A job's configuration takes a tenth of a second to compose; pickled, it is 20 kB and there in a millisecond.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._composed: dict[tuple[str, ...], bytes] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        words = tuple(sweep_overrides)
+        if words not in self._composed:
+            self._composed[words] = pickle.dumps(self._loader.load_sweep_config(master_config, list(words)))
+        config: DictConfig = pickle.loads(self._composed[words])
+        return config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def _packed(launch: Any) -> Any:
