@@ -20,11 +20,14 @@ from tiny_data import MD5, TAR
 from tta import cli, demo
 from tta.backbones import Backbone, timm_backbone
 from tta.data import catalogue, download, obtain
+from tta.devices import keep_memory
 
 # With two threads and other work on the machine, a small model's forward can take a hundred times longer; the variable
 # tells the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+keep_memory()  # as a run does; without it, tests of large batches take a quarter longer
 
 # Processes that run tests side by side (pytest-xdist) are told the width of the terminal, which is no test's own.
 for size in ("COLUMNS", "LINES"):

@@ -13,7 +13,6 @@ from torch import Tensor
 from tta.backbones import Backbone
 from tta.corruptions import CORRUPTIONS, corrupt
 
-SEEDS = 2
 CLOSE, CLOSE_ON_AVERAGE = 0.03, 0.007
 
 
@@ -49,13 +48,11 @@ def test_a_real_classifier_is_as_accurate_as_on_the_published_images(resnet: Bac
     gaps = {}
     for name in CORRUPTIONS:
         theirs = read(folder / f"{name}.npy")
-        expected, seen = accuracy(resnet, theirs, labels), {}
-        for seed in range(SEEDS):
-            ours = corrupt_at_all_severities(clean, name, seed)
-            if torch.equal(ours, theirs):
-                seen = {seed: expected}
-                break
-            seen[seed] = accuracy(resnet, ours, labels)
-        gaps[name] = sum(seen.values()) / len(seen) - expected
+        expected, ours = accuracy(resnet, theirs, labels), corrupt_at_all_severities(clean, name, 0)
+        seen = [expected if torch.equal(ours, theirs) else accuracy(resnet, ours, labels)]
+        again = corrupt_at_all_severities(clean, name, 1)
+        if not torch.equal(again, ours):  # some draw nothing
+            seen.append(accuracy(resnet, again, labels))
+        gaps[name] = sum(seen) / len(seen) - expected
     assert {name: gap for name, gap in gaps.items() if abs(gap) > CLOSE} == {}
     assert abs(sum(gaps.values()) / len(gaps)) <= CLOSE_ON_AVERAGE
