@@ -52,6 +52,4 @@ def forked(main: Callable[[], Any], *arguments: str, **options: Any) -> subproce
             sys.stdout.flush()
             os._exit(code if isinstance(code, int) else code is not None)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
-        return subprocess.Popen(["true"], preexec_fn=instead, text=True, **options)
+    return subprocess.Popen(["true"], preexec_fn=instead, text=True, **options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import re
 import shlex
 import subprocess
@@ -19,13 +20,15 @@ from forks import forked
 from tta import cli
 from tta.compare import find_runs
 
+FORK = multiprocessing.get_context("fork")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call the script with arguments in this process, which has imported already what takes longest."""
+    """Call the script in this process and forks of it, which have imported already what takes longest."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORK)
 
     def call(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from forks import forked
 from sweep_files import left, words
+from tta import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEEDED = {
@@ -37,12 +39,16 @@ def alone(files: Path) -> Path:
     return files / "alone"
 
 
-def start(files: Path, runs_dir: Path, *options: str) -> subprocess.Popen[str]:
+def start(files: Path, runs_dir: Path, *launcher: str) -> subprocess.Popen[str]:
+    """Start the sweep; for a launcher, which begins processes like the one that it is in, as a user does."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "TTA_CACHE": str(files / "cache"), "HOME": str(runs_dir.parent)}
-    command = [sys.executable, "-m", "tta", "-m", *words(files), "method=deyo", "seed=0,1", "optimizer.lr=0.01"]
-    command += ["checkpoint.every=1", f"runs_dir={runs_dir}", *options]
+    arguments = ["-m", *words(files), "method=deyo", "seed=0,1", "optimizer.lr=0.01", "checkpoint.every=1"]
+    arguments += [f"runs_dir={runs_dir}", *launcher]
     pipe = subprocess.PIPE
+    if not launcher:
+        return forked(cli.main, "tta", *arguments, cwd=files, env=environment, stdout=pipe, stderr=pipe)
+    command = [sys.executable, "-m", "tta", *arguments]
     return subprocess.Popen(command, cwd=files, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 

@@ -47,7 +47,7 @@ LEARNS = {"bn_adapt": None, "em": EM(), "adadem": AdaDEM()}
 GPU = [pytest.param(f"{half} on cuda", how, marks=pytest.mark.gpu) for half in ("bf16", "fp16") for how in LEARNS]
 
 
-@pytest.mark.parametrize(("half", "learns"), [("bf16 on cpu", "em"), ("bf16 on cpu", "adadem"), *GPU])
+@pytest.mark.parametrize(("half", "learns"), [("bf16 on cpu", "adadem"), *GPU])
 def test_half_precision_is_as_accurate_as_fp32(
     cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, learns: str
 ) -> None:
@@ -56,12 +56,15 @@ def test_half_precision_is_as_accurate_as_fp32(
     assert abs(in_half.online_accuracy.iloc[-1] - fp32.online_accuracy.iloc[-1]) <= 0.002
 
 
-def test_fp16_learns_on_a_cpu_too(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("half", "learns"), [("fp16", "adadem"), ("bf16", "em")])
+def test_half_precision_learns_on_a_cpu_too(
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, learns: str
+) -> None:
     """A CPU that has no units for it takes many times as long as in fp32, so that there are few images."""
-    few = Stream(stream.domains[:1], 10, 50)
-    fp32, fp16 = in_precisions(cifar_resnet18, few, tmp_path, AdaDEM(), "fp16", "cpu")
-    assert (fp32.entropy != fp16.entropy).any()
-    assert (fp16.entropy - fp32.entropy).abs().max() < 0.02 * fp32.entropy.mean()
+    few = Stream(stream.domains[:1], 10, 25, limit=100)
+    fp32, in_half = in_precisions(cifar_resnet18, few, tmp_path, LEARNS[learns], half, "cpu")
+    assert (fp32.entropy != in_half.entropy).any()
+    assert (in_half.entropy - fp32.entropy).abs().max() < 0.02 * fp32.entropy.mean()
 
 
 def in_precisions(
@@ -121,7 +124,7 @@ def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
 
 
 def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``make run`` does, under a third of its corruptions.
+    """What ``make run`` does, under three of its corruptions.
 
     EM and AdaDEM are above batch statistics here, whoever of the two is first.
     """
@@ -130,13 +133,13 @@ def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: py
 
     tta = Path(sys.executable).parent / "tta"
     words = ["-m", "method=source,bn_adapt,tent,adadem", f"runs_dir={tmp_path}", "device=cpu"]
-    words += ["stream.corruptions=[gaussian_noise,snow,frost,fog,contrast]"]
+    words += ["stream.corruptions=[gaussian_noise,fog,contrast]"]
     subprocess.run([str(tta), *words], check=True, cwd=tmp_path)
     found = {}
     for file in tmp_path.rglob("summary.json"):
         summary = json.loads(file.read_text())
         found[summary["choices"]["method"]] = summary["accuracy"]
-        assert [domain["n"] for domain in summary["domains"]] == [3000] * 5
+        assert [domain["n"] for domain in summary["domains"]] == [3000] * 3
     assert found["bn_adapt"] > found["source"] + 0.15
     assert found["tent"] > found["bn_adapt"] + 0.005
     assert found["adadem"] > found["bn_adapt"] + 0.005
