@@ -311,6 +311,19 @@ class Columns(Source):
         return super().step(images).t()
 
 
+class Bare(Source):
+    def __init__(self, backbone):
+        self.threshold = 0.5
+
+
+class Power(Objective):
+    def __init__(self):
+        self.power = 2
+
+    def loss(self, z):
+        return -z.softmax(-1).pow(self.power).sum(-1)
+
+
 class Mean(Objective):
     def loss(self, z):
         return z.softmax(-1).square().sum(-1).mean()
@@ -348,6 +361,8 @@ MISTAKES = {
         "method: mine.NoMethod must make a tta.methods.Method, it gave No",
     ),
     "no target": ("method", "target: mine.Nothing", "method: the configuration names no _target_: give the class"),
+    "no super": ("method", "_target_: mine.Bare", r"method: Bare.__init__ must begin with super\(\).__init__\(...\)"),
+    "no super in an objective": ("objective", "_target_: mine.Power", r"method: Power.__init__ must begin with super"),
     "no such module": ("method", "_target_: yours.X", "No module named 'yours'(.|\n)*the current folder, .*PYTHONPATH"),
     "no such class": (
         "method",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import hydra
@@ -39,11 +39,13 @@ def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T
     """Make the part that a group of the configuration describes, which may be of the user's own making.
 
     Raises:
-        PartError: if it is of another kind.
+        PartError: if it is of another kind, or a module in it was never initialised as one.
     """
     node = config[group]
     part = instantiate(node, **kwargs)
     if isinstance(part, kind):
+        if (name := next(_not_initialised(part), None)) is not None:
+            raise PartError(f"{group}: {name}.__init__ must begin with super().__init__(...), which it never calls")
         return part
     wanted = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
     if "_target_" not in node:
@@ -54,6 +56,18 @@ def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T
         f"{group}: {node._target_} must make a {wanted}, it gave {type(part).__name__}: return one from a function, or "
         "subclass it"
     )
+
+
+def _not_initialised(part: Any) -> Iterator[str]:
+    """Name the classes of modules, in a part, that hold nothing of what ``nn.Module`` is made of."""
+    from torch import nn
+
+    if isinstance(part, nn.Module):
+        if "_modules" in vars(part):
+            for module in part._modules.values():
+                yield from _not_initialised(module)
+        else:
+            yield type(part).__name__
 
 
 def chosen_options() -> dict[str, str]:
