@@ -153,6 +153,7 @@ def rewrite(path: Path) -> None:
     touch(path)
 
 
+@pytest.mark.filterwarnings("ignore:images are missing")
 @pytest.mark.parametrize("change", [touch, rewrite, lambda path: write(path, 77), lambda path: path.unlink()])
 def test_a_changed_file_is_not_taken_from_the_cache(root: Path, folder: Path, change: Callable[[Path], None]) -> None:
     make(root, folder).prepare()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_group_folder_between_is_accepted(root: Path) -> None:
     assert len(batch.index) == 8
 
 
+@pytest.mark.filterwarnings("ignore:images are missing")
 def test_severities_one_after_another_take_their_folders(root: Path) -> None:
     other = root / "gaussian_noise" / "4" / folder_of(root, 3).name
     shutil.copytree(folder_of(root, 3), other)
@@ -83,6 +85,23 @@ def test_severities_one_after_another_take_their_folders(root: Path) -> None:
     paths = [domain.load.paths for domain in domains if isinstance(domain.load, FileImages)]
     assert {path.parent for path in paths[0]} == {other}
     assert paths[2] is paths[0]  # listed once
+
+
+def test_what_a_domain_lacks_of_the_others_is_told(root: Path) -> None:
+    shutil.copytree(root / "gaussian_noise", root / "fog")
+    shutil.copytree(root / "gaussian_noise", root / "snow")
+    both = {"corruptions": ["fog", "snow", "gaussian_noise"]}
+    make(root, **both)  # nothing to tell
+    classes = [folder_of(root, number).name for number in range(4)]
+    shutil.rmtree(root / "fog" / "5" / classes[1])
+    (root / "fog" / "5" / classes[2] / "a.JPEG").unlink()
+    (root / "snow" / "5" / classes[2] / "b.jpg").unlink()
+    told = (
+        f"images are missing that other domains have: fog-5 3, snow-5 1; of 2 class(es): {classes[1]}, {classes[2]}. "
+    )
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        stream = make(root, **both)
+    assert [len(domain.labels) for domain in stream.domains] == [5, 7, 8]
 
 
 def test_other_files_and_grey_images(root: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tta.data.layouts import CORRUPTIONS_3D, FOLDERS
@@ -49,6 +51,9 @@ def imagenet_c(
             12 corruptions are ``benchmark`` and ``all``.
         cache: see ``Stream``.
 
+    Warns:
+        UserWarning: if domains differ in how many images of a class they have.
+
     Raises:
         FileNotFoundError: if a folder is missing or empty, or images of the subset are missing.
         ValueError: for a folder that is no wnid of the 1 000, or a wrong option.
@@ -74,8 +79,27 @@ def imagenet_c(
                 levels[level] = FileImages(paths, size, skip), labels
             images, labels = levels[level]
             domains.append(Domain(name, level, labels, images))
+    _warn_of_gaps(domains)
     subset = None if chosen is None else chosen.name
     return Stream(domains, 1000, batch_size, limit, workers, subset=subset, cache=cache)
+
+
+def _warn_of_gaps(domains: Sequence[Domain]) -> None:
+    """Tell of images that some domains have and others lack, as after an archive that was not unpacked whole."""
+    counts = torch.stack([domain.labels.bincount(minlength=1000) for domain in domains])
+    lacking = counts.amax(0) - counts
+    gaps = {str(domain): int(lacks.sum()) for domain, lacks in zip(domains, lacking, strict=True) if lacks.any()}
+    if gaps:
+        classes = [wnid for wnid, place in imagenet_classes().items() if lacking[:, place].any()]
+        warnings.warn(
+            f"images are missing that other domains have: {_first([f'{name} {n}' for name, n in gaps.items()])}; of "
+            f"{len(classes)} class(es): {_first(classes)}. `tta-data verify` tells what is not there",
+            stacklevel=3,
+        )
+
+
+def _first(words: Sequence[str], most: int = 4) -> str:
+    return ", ".join(words[:most]) + ", ..." * (len(words) > most)
 
 
 def imagenet_folders() -> Folders:
