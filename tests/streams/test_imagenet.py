@@ -97,7 +97,8 @@ def test_what_a_domain_lacks_of_the_others_is_told(root: Path) -> None:
     (root / "fog" / "5" / classes[2] / "a.JPEG").unlink()
     (root / "snow" / "5" / classes[2] / "b.jpg").unlink()
     told = (
-        f"images are missing that other domains have: fog-5 3, snow-5 1; of 2 class(es): {classes[1]}, {classes[2]}. "
+        "images are missing that other domains have: 3 in fog-5, 1 in snow-5; of 2 class(es): "
+        f"{classes[1]}, {classes[2]}. `tta-data verify` tells"
     )
     with pytest.warns(UserWarning, match=re.escape(told)):
         stream = make(root, **both)

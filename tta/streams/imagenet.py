@@ -92,7 +92,7 @@ def _warn_of_gaps(domains: Sequence[Domain]) -> None:
     if gaps:
         classes = [wnid for wnid, place in imagenet_classes().items() if lacking[:, place].any()]
         warnings.warn(
-            f"images are missing that other domains have: {_first([f'{name} {n}' for name, n in gaps.items()])}; of "
+            f"images are missing that other domains have: {_first([f'{n} in {name}' for name, n in gaps.items()])}; of "
             f"{len(classes)} class(es): {_first(classes)}. `tta-data verify` tells what is not there",
             stacklevel=3,
         )
