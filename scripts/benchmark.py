@@ -268,7 +268,7 @@ def sweep(words: Sequence[str], name: str, threads: int, device: torch.device, r
     next(reversed(ways.values()))()  # what is made once, as the data of the demo
     seconds = medians(ways, device, rounds, warm_up=0)
     first = next(iter(seconds.values()))
-    rows = [(way, f"{value:.0f}", f"{first / value:.2f}") for way, value in seconds.items()]
+    rows = [(way, f"{value:.1f}", f"{first / value:.2f}") for way, value in seconds.items()]
     title = (
         f"The {count} runs of `tta -m {shlex.join(words)}`, from the start of the first process to the end of the last."
     )
