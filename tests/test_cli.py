@@ -363,6 +363,16 @@ MISTAKES = {
     "no target": ("method", "target: mine.Nothing", "method: the configuration names no _target_: give the class"),
     "no super": ("method", "_target_: mine.Bare", r"method: Bare.__init__ must begin with super\(\).__init__\(...\)"),
     "no super in an objective": ("objective", "_target_: mine.Power", r"method: Power.__init__ must begin with super"),
+    "a program": (
+        "method",
+        "_target_: subprocess.run\nargs: [touch, called]",
+        "_target_: subprocess.run is not called: ",
+    ),
+    "a program in a part": (
+        "optimizer",
+        "_target_: mine.torch.hub.load\nlr: 0.1",
+        r"mine.torch.hub.load is not called: .*import it in a file of yours, and name it there, as mine.load",
+    ),
     "no such module": ("method", "_target_: yours.X", "No module named 'yours'(.|\n)*the current folder, .*PYTHONPATH"),
     "no such class": (
         "method",
