@@ -21,7 +21,8 @@ run: .venv/.installed ## compare source, bn_adapt, EM and AdaDEM on the demo str
 	@$(BIN)/tta --multirun method=source,bn_adapt,tent,adadem runs_dir=$(RUNS)
 	@$(BIN)/tta-compare $(RUNS) --figures --html
 
-# File by file: tests of one file may build on each other, and share what their fixtures make.
+# File by file: tests of one file may build on each other, and share what their fixtures make. In the order of their
+# names: otherwise the files of the fewest tests, and some of these take the longest, come last.
 test: .venv/.installed ## run the tests, as many files at a time as there are cores (but 8)
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 

@@ -126,7 +126,7 @@ def _processes(workers: int) -> Iterator[Map]:
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool.map
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what has not begun is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -44,7 +44,7 @@ def forked(main: Callable[[], Any], *arguments: str, **options: Any) -> subproce
             code = 0
         except SystemExit as end:
             code = end.code
-        except BaseException:
+        except BaseException:  # whatever ends a program is told, and ends nothing of the tests'
             traceback.print_exc()
         finally:
             if isinstance(code, str):

@@ -73,7 +73,7 @@ def slopes(f: Callable[[np.ndarray], np.ndarray], z: np.ndarray) -> np.ndarray:
     return gradient
 
 
-def compile_and_compare(name: str, backend: str) -> None:
+def assert_it_compiles(name: str, backend: str) -> None:
     torch._dynamo.reset()
     objective, reference = make(name), make(name)
     compiled = torch.compile(objective, fullgraph=True, backend=backend)
@@ -329,7 +329,7 @@ class TestEvery:
             assert make(name)(mode.from_tensor(make_logits(6, 4).float())).shape == (6,)
 
     def test_compiles_as_one_graph(self, name: str) -> None:
-        compile_and_compare(name, "aot_eager")
+        assert_it_compiles(name, "aot_eager")
 
     @pytest.mark.gpu
     def test_a_step_on_the_gpu_waits_for_nothing_and_a_captured_graph_gives_the_same(self, name: str) -> None:
@@ -368,7 +368,7 @@ class TestEvery:
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["em", "adadem"])  # ten seconds each, and more for the first
 def test_compiles_to_code(name: str) -> None:
-    compile_and_compare(name, "inductor")
+    assert_it_compiles(name, "inductor")
 
 
 class TestTable:

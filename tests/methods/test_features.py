@@ -20,7 +20,7 @@ def net_and_images(name: str) -> tuple[nn.Module, Tensor]:
         return net, torch.rand(2, 3, size, size)
 
 
-def the_last_layer_makes_the_logits(net: nn.Module, images: Tensor) -> None:
+def assert_the_last_layer_makes_the_logits(net: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         logits, features = logits_and_features(net, images)
         assert torch.equal(logits, net(images))
@@ -35,20 +35,20 @@ def the_last_layer_makes_the_logits(net: nn.Module, images: Tensor) -> None:
 )
 def test_timm_networks(name: str) -> None:
     net, images = net_and_images(name)
-    the_last_layer_makes_the_logits(net, images)
+    assert_the_last_layer_makes_the_logits(net, images)
     assert logits_and_features(net, images)[1].shape == (2, net.head_hidden_size)
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer", "group", "none"])
 def test_a_network_of_ones_own(kind: str) -> None:
-    the_last_layer_makes_the_logits(small_net(kind).eval(), some_images())
+    assert_the_last_layer_makes_the_logits(small_net(kind).eval(), some_images())
 
 
 def test_a_wrapped_network() -> None:
     net, images = net_and_images("resnet10t")
     wrapped = Backbone(net, CLASSES, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), tag="resnet10t").eval()
     assert classifier(wrapped) is net.fc
-    the_last_layer_makes_the_logits(wrapped, images)
+    assert_the_last_layer_makes_the_logits(wrapped, images)
 
 
 def test_timms_word_goes_before_the_order_of_the_layers() -> None:

@@ -14,7 +14,7 @@ from tta.streams.base import Domain, Stream
 from tta.streams.choices import GROUPS, choose_corruptions, choose_on_error, choose_severities
 from tta.streams.classes import imagenet_classes
 from tta.streams.files import FileImages
-from tta.streams.listing import Folders, folders_in, list_images, read_subset
+from tta.streams.listing import Folders, first_of, folders_in, list_images, read_subset
 
 CORRUPTIONS_OF = {"imagenet_c": GROUPS, "imagenet_3dcc": {"benchmark": CORRUPTIONS_3D, "all": CORRUPTIONS_3D}}
 """Groups of corruptions in each data set; ``all`` is all of them."""
@@ -90,16 +90,13 @@ def _warn_of_gaps(domains: Sequence[Domain]) -> None:
     lacking = counts.amax(0) - counts
     gaps = {str(domain): int(lacks.sum()) for domain, lacks in zip(domains, lacking, strict=True) if lacks.any()}
     if gaps:
-        classes = [wnid for wnid, place in imagenet_classes().items() if lacking[:, place].any()]
+        where = first_of([f"{number} in {name}" for name, number in gaps.items()], 4)
+        wnids = [wnid for wnid, place in imagenet_classes().items() if lacking[:, place].any()]
         warnings.warn(
-            f"images are missing that other domains have: {_first([f'{n} in {name}' for name, n in gaps.items()])}; of "
-            f"{len(classes)} class(es): {_first(classes)}. `tta-data verify` tells what is not there",
+            f"images are missing that other domains have: {where}; of {len(wnids)} class(es): {first_of(wnids, 4)}. "
+            "`tta-data verify` tells what is not there",
             stacklevel=3,
         )
-
-
-def _first(words: Sequence[str], most: int = 4) -> str:
-    return ", ".join(words[:most]) + ", ..." * (len(words) > most)
 
 
 def imagenet_folders() -> Folders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,7 +93,12 @@ class Folders:
 def folders_in(folder: Path, most: int = 20) -> str:
     """Name the folders in a folder, for messages; of very many, as a data set's classes are, the first."""
     there = sorted(child.name for child in folder.iterdir() if child.is_dir())
-    return ", ".join(there[:most]) + " ..." * (len(there) > most) if there else "no folders"
+    return first_of(there, most) if there else "no folders"
+
+
+def first_of(words: Sequence[str], most: int) -> str:
+    """Name some of many, for messages."""
+    return ", ".join(words[:most]) + " ..." * (len(words) > most)
 
 
 def list_images(
