@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tta.compare import Table, find_runs, tables
 from tta.compare.drawn import Figure, Series, Style, figures, stretches_of, styles
+from tta.compare.figures import write_figures
 from written_runs import write_run
 
 
@@ -34,6 +35,18 @@ def test_a_method_looks_the_same_in_all_figures(runs: Path) -> None:
         looks = {series.label.partition(" (")[0]: series.style for series in figure.series}
         assert looks["tent + em"].color == "#0072B2"
         assert looks["source"].color == "#000000"
+
+
+def test_methods_of_one_learning_rate_each_have_no_figure_over_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "bn_adapt", 0, {"fog": 0.5, "snow": 0.7})
+    for method, lr in (("eta", 0.001), ("adadem", 0.005)):
+        learns = {"_target_": f"m.{method}", "optimizer": {"_target_": "o.SGD", "lr": lr}}
+        write_run(tmp_path / method, method, 0, {"fog": 0.6, "snow": 0.8}, method_config=learns)
+    table, found = drawn(tmp_path)
+    assert {row.lr for row in table.every_rate} == {None, 0.001, 0.005}
+    assert not table.sweeps_rates
+    assert sorted(found) == ["", "classes", "cost", "domains"]
+    assert write_figures(list(found.values()), tmp_path / "comparison")
 
 
 def test_styles_do_not_repeat_and_do_not_depend_on_a_table(tmp_path: Path) -> None:

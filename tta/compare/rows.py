@@ -113,8 +113,8 @@ class Table:
 
     @property
     def sweeps_rates(self) -> bool:
-        """Whether there are several learning rates."""
-        return len({row.lr for row in self.every_rate} - {None}) > 1
+        """Whether a method has several learning rates."""
+        return any(len(rows) > 1 for rows in self.rates.values())
 
 
 def tables(
