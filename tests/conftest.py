@@ -10,22 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-import faulty_server
-import tiny_data
-from faulty_server import Server
-from sweep_files import make_files
-from tiny_data import MD5, TAR
-from tta import cli, demo
+from helpers import faulty_server, tiny_data
+from helpers.faulty_server import Server
+from helpers.sweep_files import make_files
+from helpers.tiny_data import MD5, TAR
+from tta import cli
 from tta.backbones import Backbone, timm_backbone
 from tta.data import catalogue, download, obtain
 from tta.devices import keep_memory
 
-# With two threads and other work on the machine, a small model's forward can take a hundred times longer; the variable
-# tells the processes that tests start.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
+# One thread unless told otherwise: with two and other work on the machine, a small model's forward can take a hundred
+# times longer. Processes that tests start inherit the variable.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 keep_memory()  # as a run does; without it, tests of large batches take a quarter longer
 
@@ -76,13 +73,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own for the demo stream and backbone; processes that run tests side by side share it."""
+    """A cache of the tests' own for the demo stream, shared by all processes of one pytest run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo-cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTA_CACHE", str(folder))
-        with FileLock(f"{folder}.lock"):
-            demo.backbone()  # trained by the first
         yield folder
 
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from helpers.backbones import accuracy
 from tta.backbones import Backbone, import_robustbench, robustbench_backbone, timm_backbone
-from tta.training import accuracy
 
 SMALL = "test_efficientnet"
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones_for_tests import small_net
-from sweep_files import left, rows
+from helpers.backbones import small_net
+from helpers.sweep_files import left, rows
 from tta import checkpoints as module
 from tta.checkpoints import Checkpoints, code_digest, load_method_state, method_state
 from tta.loggers import Logger

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import tta.runner
-from sweep_files import make_files
+from helpers.sweep_files import make_files
 from tta.checkpoints import Checkpoints
 from tta.cli import CONFIGS
 from tta.methods import Method

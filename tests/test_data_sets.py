@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from compositions import composed
+from helpers.compositions import composed
 from tta.compare import main as compare
 from tta.runs import fingerprint
 from tta.streams.classes import imagenet_classes, part_classes

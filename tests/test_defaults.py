@@ -9,7 +9,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from compositions import composed
+from helpers.compositions import composed
 from tta.cli import CONFIGS
 
 # Written out from the papers and, where those leave it open, the official code. Margins are fractions of ln C.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones_for_tests import small_net
+from helpers.backbones import small_net
 from tta.backbones import Backbone, timm_backbone
 from tta.devices import choose_device, choose_precision, describe_device, keep_memory, place
 from tta.methods import Tent

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import wandb
 
-from forks import forked
-from sweep_files import N, left, words
+from helpers.forks import forked
+from helpers.sweep_files import N, left, words
 from tta import cli
 from tta.checkpoints import Checkpoints
 from tta.runs import CLASS_COLUMNS, RunDirectory

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from forks import forked
-from sweep_files import differences, left, make_files, words
+from helpers.forks import forked
+from helpers.sweep_files import differences, left, make_files, words
 from tta import cli
 
 KILLS = 10

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from forks import forked
-from sweep_files import left, words
+from helpers.forks import forked
+from helpers.sweep_files import left, words
 from tta import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from device_questions import DeviceQuestions
+from helpers.device_questions import DeviceQuestions
 from tta.metrics import DomainMetrics, Predictions
 
 BINS = 15

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compositions import composed
+from helpers.compositions import composed
 from tta.cli import CONFIGS
 from tta.objectives import CADF, COME, DEM, EM, SLR, AdaDEM, Objective
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweep_files import left, make_files, words
+from helpers.sweep_files import left, make_files, words
 from tta import composed
 from tta.parts import KEPT, Shared, shared_in
 from tta.streams import Stream

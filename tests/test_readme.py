@@ -18,9 +18,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from backbones_for_tests import small_net, varied_images
-from documents import MARK, PAGES, README, ROOT, blocks, commands, files
-from plain import NORM, PlainAdaDEM, PlainSGD, classify, weights_of
+from helpers.backbones import small_net, varied_images
+from helpers.documents import MARK, PAGES, README, ROOT, blocks, commands, files
+from helpers.plain import NORM, PlainAdaDEM, PlainSGD, classify, weights_of
 from tta import methods
 from tta.cli import CONFIGS
 from tta.compare.cli import _parser as compare_parser

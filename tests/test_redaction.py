@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from faulty_server import Server, cut
-from sweep_files import words
-from tiny_data import Said, complete
+from helpers.faulty_server import Server, cut
+from helpers.sweep_files import words
+from helpers.tiny_data import Said, complete
 from tta.data.obtain import get
 from tta.redaction import hide, hide_in_values, hide_in_words
 

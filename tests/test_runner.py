@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from numbered_images import domain
+from helpers.numbered_images import domain
 from tta.loggers import Logger
 from tta.methods import Method
 from tta.runner import Runner

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from compositions import composed
+from helpers.compositions import composed
 from tta.cli import CONFIGS
 from tta.runs import BATCH_COLUMNS, NEUTRAL, RunDirectory, fingerprint, provenance
 

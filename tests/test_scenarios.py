@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from numbered_images import domain
+from helpers.numbered_images import domain
 from tta.compare import find_runs
 from tta.loggers import Logger
 from tta.methods import Method

@@ -18,7 +18,7 @@ import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import tta.runner
-from sweep_files import left, words
+from helpers.sweep_files import left, words
 from tta import cli, sweeps
 from tta.claims import claim
 from tta.sweeps import Outcome, Record, Sweep, SweepError, run_sweep

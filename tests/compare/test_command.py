@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.written_runs import write_run, write_visits
 from tta.compare import main
-from written_runs import write_run, write_visits
 
 FOG = {"fog": 0.5, "snow": 0.7}
 FILES = ["comparison-long.csv", "comparison.csv", "comparison.md", "comparison.tex"]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, tables
 from tta.compare.drawn import Figure, Series, Style, figures, stretches_of, styles
 from tta.compare.figures import write_figures
-from written_runs import write_run
 
 
 def drawn(folder: Path) -> tuple[Table, dict[str, Figure]]:

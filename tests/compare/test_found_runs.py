@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.written_runs import write_run, write_visits
 from tta.compare import Run, find_runs
 from tta.compare.reading import accuracies, find
-from written_runs import write_run, write_visits
 
 FOG = {"fog": 0.5, "snow": 0.7}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from helpers.written_runs import write_run
 from tta.compare import main
-from written_runs import write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FOG = {"fog": 0.5, "snow": 0.7}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, main, tables
 from tta.compare.cells import notes, published_columns, published_domains, summary_columns
 from tta.compare.page import page
 from tta.compare.published import BUILT_IN, Published, names, read_published
 from tta.compare.text import latex, markdown, wide_csv
-from written_runs import write_run
 
 SGD = {"_target_": "o.SGD", "lr": 0.01, "momentum": 0.0}
 TABLE = """\

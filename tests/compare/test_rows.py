@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, tables
 from tta.compare.rows import told_apart
-from written_runs import write_run
 
 FOG = {"fog": 0.5, "snow": 0.7}
 

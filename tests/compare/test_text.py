@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, tables
 from tta.compare.cells import domain_columns, notes
 from tta.compare.terminal import show
 from tta.compare.text import escape_latex, latex, long_csv, markdown, wide_csv
-from written_runs import write_run
 
 NAMES = ("gaussian_noise", "fog", "my_own", "snow", "frost", "jpeg_compression", "brightness", "contrast")
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import faulty_server
-from faulty_server import Server, cut
-from tiny_data import MD5, TAR, Said, complete, left
+from helpers import faulty_server
+from helpers.faulty_server import Server, cut
+from helpers.tiny_data import MD5, TAR, Said, complete, left
 from tta.data import download
 from tta.data.catalogue import File
 from tta.data.obtain import get

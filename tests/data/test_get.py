@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import faulty_server
-import tiny_data
-from faulty_server import Server
-from tiny_data import MD5, TAR, Said, complete, left
+from helpers import faulty_server, tiny_data
+from helpers.faulty_server import Server
+from helpers.tiny_data import MD5, TAR, Said, complete, left
 from tta.data import catalogue, obtain
 from tta.data.catalogue import DataSet, File, Part
 from tta.data.layouts import Arrays, Images

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import faulty_server
-import tiny_data
-from faulty_server import Server
-from tiny_data import MD5, TAR, Said, complete, left
+from helpers import faulty_server, tiny_data
+from helpers.faulty_server import Server
+from helpers.tiny_data import MD5, TAR, Said, complete, left
 from tta.data.obtain import get
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import tiny_data
-from faulty_server import Server
-from tiny_data import TAR, complete, left
+from helpers import tiny_data
+from helpers.faulty_server import Server
+from helpers.tiny_data import TAR, complete, left
 from tta.data import catalogue
 from tta.data.obtain import get
 from tta.data.unpack import UnusableError, unpack

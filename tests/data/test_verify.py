@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tiny_data
-from faulty_server import Server
-from tiny_data import MD5, TAR, Said
+from helpers import tiny_data
+from helpers.faulty_server import Server
+from helpers.tiny_data import MD5, TAR, Said
 from tta.data import catalogue
 from tta.data.catalogue import DATASETS, find
 from tta.data.cli import main

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from backbones_for_tests import small_net, some_images
+from helpers.backbones import small_net, some_images
 from tta.methods import ParameterChoice, Tent
 from tta.objectives import EM
 

@@ -11,8 +11,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones_for_tests import small_net
-from plain import moments
+from helpers.backbones import small_net
+from helpers.plain import moments
 from tta.methods.batchnorm import MixedBatchNorm, mix_statistics
 from tta.methods.parameters import norm_parameters
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from plain import moments
+from helpers.plain import moments
 from tta.methods.batchnorm import drop_running_statistics
 from tta.methods.batchstatistics import CurrentBatchNorm, batch_norm, statistics_by_column
 

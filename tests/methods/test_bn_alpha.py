@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones_for_tests import small_net, some_images
-from plain import classify, mixed, running_of, weights_of
+from helpers.backbones import small_net, some_images
+from helpers.plain import classify, mixed, running_of, weights_of
 from tta.methods import BNAdapt, BNAlpha, Source
 
 

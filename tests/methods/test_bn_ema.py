@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones_for_tests import small_net, some_images
-from plain import Moments, classify, mixed, moments, running_of, weights_of
+from helpers.backbones import small_net, some_images
+from helpers.plain import Moments, classify, mixed, moments, running_of, weights_of
 from tta.methods import BNEma, Source
 
 

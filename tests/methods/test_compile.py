@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import small_net, some_images
+from helpers.backbones import small_net, some_images
 from tta.methods import BNAdapt, Method, Source, Tent
 from tta.objectives import EM, AdaDEM
 from tta.replicas.passes import packable

@@ -11,9 +11,9 @@ import hydra
 import pytest
 import torch
 
-from backbones_for_tests import CLASSES, small_net, some_images
-from compositions import composed
-from device_questions import DeviceQuestions, crossings, without_autocast
+from helpers.backbones import CLASSES, small_net, some_images
+from helpers.compositions import composed
+from helpers.device_questions import DeviceQuestions, crossings, without_autocast
 from tta.cli import CONFIGS
 from tta.methods import Method
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones_for_tests import SmallNet, small_net, some_images
-from plain import PlainSGD, classify, soft, weights_of
+from helpers.backbones import SmallNet, small_net, some_images
+from helpers.plain import PlainSGD, classify, soft, weights_of
 from tta.methods import BNAdapt, CoTTA
 from tta.methods import cotta as cotta_module
 from tta.methods.augment import augment

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
-from compositions import composed
-from device_questions import DeviceQuestions
-from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, soft, weights_of
+from helpers.backbones import CLASSES, SmallNet, small_net, some_images
+from helpers.compositions import composed
+from helpers.device_questions import DeviceQuestions
+from helpers.plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, soft, weights_of
 from tta.methods import BNAdapt, DeYO
 from tta.methods.deyo import DESTRUCTIONS, occlude, shuffle
 from tta.methods.parameters import NORM_BUT_LAST

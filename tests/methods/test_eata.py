@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import SmallNet, small_net, varied_images
-from plain import NORM, weights_of
-from plain_eta import PlainETA, plain_fisher
+from helpers.backbones import SmallNet, small_net, varied_images
+from helpers.plain import NORM, weights_of
+from helpers.plain_eta import PlainETA, plain_fisher
 from tta.methods import EATA, ETA, Method, ParameterChoice
 from tta.methods.fisher import fisher_information
 from tta.objectives import EM

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import small_net, varied_images
-from compositions import composed
-from plain import soft, weights_of
-from plain_eta import PlainETA
+from helpers.backbones import small_net, varied_images
+from helpers.compositions import composed
+from helpers.plain import soft, weights_of
+from helpers.plain_eta import PlainETA
 from tta.methods import ETA, Tent
 from tta.objectives import CADF, EM, AdaDEM
 

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from backbones_for_tests import CLASSES
-from compositions import composed
+from helpers.backbones import CLASSES
+from helpers.compositions import composed
 from tta.backbones import Backbone, import_robustbench
 from tta.cli import CONFIGS
 from tta.methods import Method

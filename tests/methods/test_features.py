@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backbones_for_tests import CLASSES, small_net, some_images
+from helpers.backbones import CLASSES, small_net, some_images
 from tta.backbones import Backbone
 from tta.methods.features import class_vectors, classifier, logits_and_features
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from backbones_for_tests import small_net, some_images
-from device_questions import crossings, without_autocast
+from helpers.backbones import small_net, some_images
+from helpers.device_questions import crossings, without_autocast
 from tta.methods import ETA, BNAdapt, Method, Source, Tent
 from tta.methods.graphs import SETTLED_AFTER, Step
 from tta.methods.onepass import OnePass, capture

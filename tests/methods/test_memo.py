@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
-from compositions import composed
-from plain import NORM, PlainSGD, Weights, classify, gradients, mixed, running_of, soft, weights_of
+from helpers.backbones import CLASSES, SmallNet, small_net, some_images
+from helpers.compositions import composed
+from helpers.plain import NORM, PlainSGD, Weights, classify, gradients, mixed, running_of, soft, weights_of
 from tta.methods import MEMO, ParameterChoice, Source
 from tta.methods.memo import augmentation, augmented_copies, marginal_entropy
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
+from helpers.backbones import CLASSES, SmallNet, small_net, some_images
 from tta.checks import PartError
 from tta.methods import ETA, SAR, BNAdapt, DeYO, ParameterChoice, Source, Tent
 from tta.objectives import EM, AdaDEM

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from backbones_for_tests import small_net
+from helpers.backbones import small_net
 from tta.backbones import Backbone
 from tta.methods import ParameterChoice, Tent, norm_parameters
 from tta.methods.parameters import NORM_BUT_LAST

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from backbones_for_tests import small_net, varied_images
-from plain import weights_of
-from plain_eta import PlainETA
+from helpers.backbones import small_net, varied_images
+from helpers.plain import weights_of
+from helpers.plain_eta import PlainETA
 from tta.methods import RDumb
 from tta.objectives import EM, AdaDEM
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones_for_tests import CLASSES, small_net, varied_images
-from compositions import composed
+from helpers.backbones import CLASSES, small_net, varied_images
+from helpers.compositions import composed
 from tta.backbones import Backbone
 from tta.cli import CONFIGS
 from tta.methods import Method

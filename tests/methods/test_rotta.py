@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones_for_tests import SmallNet, small_net, some_images
-from plain import NORM, Moments, PlainSGD, Weights, classify, mixed, running_of, soft, weights_of
+from helpers.backbones import SmallNet, small_net, some_images
+from helpers.plain import NORM, Moments, PlainSGD, Weights, classify, mixed, running_of, soft, weights_of
 from tta.methods import RoTTA, Source
 from tta.methods import rotta as rotta_module
 from tta.methods.batchnorm import MixedBatchNorm, mix_statistics, running_statistics

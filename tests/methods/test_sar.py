@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import CLASSES, SmallNet, small_net, some_images
-from compositions import composed
-from device_questions import DeviceQuestions
-from plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, gradients, weights_of
+from helpers.backbones import CLASSES, SmallNet, small_net, some_images
+from helpers.compositions import composed
+from helpers.device_questions import DeviceQuestions
+from helpers.plain import NORM, PlainAdaDEM, PlainSGD, classify, entropy, gradients, weights_of
 from tta.backbones import Backbone
 from tta.methods import SAR, BNAdapt
 from tta.methods.parameters import NORM_BUT_LAST

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import small_net, some_images
+from helpers.backbones import small_net, some_images
 from tta.methods import Tent
 from tta.methods.scaling import LossScale
 from tta.objectives import EM, Objective

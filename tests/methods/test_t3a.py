@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import CLASSES, small_net, some_images
-from plain import forward, mixed, running_of, weights_of
+from helpers.backbones import CLASSES, small_net, some_images
+from helpers.plain import forward, mixed, running_of, weights_of
 from tta.methods import T3A
 
 

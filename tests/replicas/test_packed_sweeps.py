@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import tta.runner
-from sweep_files import differences, left, words
+from helpers.sweep_files import differences, left, words
 from tta import sweeps
 from tta.claims import claim
 from tta.metrics import Predictions

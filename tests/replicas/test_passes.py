@@ -14,8 +14,8 @@ from timm.layers import GroupNorm, GroupNormAct
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones_for_tests import small_net, varied_images
-from device_questions import DeviceQuestions
+from helpers.backbones import small_net, varied_images
+from helpers.device_questions import DeviceQuestions
 from tta.checkpoints import method_state
 from tta.methods import EATA, ETA, ROID, BNAdapt, BNAlpha, CoTTA, RDumb, Source, Tent
 from tta.methods.base import Method, use_batch_statistics

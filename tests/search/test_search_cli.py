@@ -18,8 +18,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from forks import forked
-from sweep_files import make_files
+from helpers.forks import forked
+from helpers.sweep_files import make_files
 from tta import cli
 from tta.search import cli as search_cli
 from tta.search.study import Study

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forks import forked
+from helpers.forks import forked
 from tta.search.report import Progress
 from tta.search.space import Range, Space, Values
 from tta.search.study import Done, Study

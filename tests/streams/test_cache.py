@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import small_tree
-from small_tree import WNIDS, N, caches, make, read, same, write
+from helpers import small_tree
+from helpers.small_tree import WNIDS, N, caches, make, read, same, write
 from tta.runs import fingerprint
 from tta.streams import Scenario
 from tta.streams import cache as module

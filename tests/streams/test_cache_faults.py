@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import small_tree
-from forks import forked
-from numbered_images import domain
-from small_tree import WNIDS, N, caches, make, read, same
+from helpers import small_tree
+from helpers.forks import forked
+from helpers.numbered_images import domain
+from helpers.small_tree import WNIDS, N, caches, make, read, same
 from tta.streams import Stream
 from tta.streams import cache as module
 from tta.streams.files import FileImages

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import tiny_data
-from faulty_server import Server
+from helpers import tiny_data
+from helpers.faulty_server import Server
 from tta.corruptions import BENCHMARK, CORRUPTIONS
 from tta.data import catalogue
 from tta.data.catalogue import DataSet, File, Part

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from numbered_images import Numbered, domain
-from small_tree import same
+from helpers.numbered_images import Numbered, domain
+from helpers.small_tree import same
 from tta.streams import Batch, Domain, Scenario, Stream, reading
 from tta.streams.arrays import ArrayImages, DeviceImages
 from tta.streams.batch import Loaded

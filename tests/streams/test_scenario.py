@@ -15,7 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from compositions import composed
+from helpers.compositions import composed
 from tta.cli import CONFIGS
 from tta.runs import NEUTRAL
 from tta.streams import Scenario

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbered_images import Numbered, domain, stream
+from helpers.numbered_images import Numbered, domain, stream
 from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
 
 SINGLE, CONTINUAL = Scenario(reset="domain"), Scenario(reset="never")

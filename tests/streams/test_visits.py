@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbered_images import Numbered, domain, stream
+from helpers.numbered_images import Numbered, domain, stream
 from tta import demo
 from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
 from tta.streams.base import place_of

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tta.objectives import DEM, EM, AdaDEM
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "plot_objectives.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_objectives.py"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tta.streams.cifar import cifar_c
 from tta.streams.corrupted import corrupted
 from tta.streams.imagenet import imagenet_c
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_corrupted.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_corrupted.py"
 PLACES = (0, 500, 999)
 
 

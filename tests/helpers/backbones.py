@@ -60,3 +60,10 @@ def varied_images(n: int = 8, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     colours, noise = torch.rand(n, 3, 1, 1, generator=generator), torch.rand(n, 3, 8, 8, generator=generator)
     return 0.6 * colours + 0.4 * noise
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of uint8 images (N, 3, H, W) that ``net`` classifies as labelled, in [0, 1]."""
+    predicted = torch.cat([net(part.float() / 255).argmax(-1) for part in images.split(500)])
+    return (predicted == labels).float().mean().item()

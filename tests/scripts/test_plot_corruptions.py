@@ -11,7 +11,7 @@ from PIL import Image
 from tta.corruptions import corrupt
 from tta.streams.files import imagenet_crop
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "plot_corruptions.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_corruptions.py"
 
 
 def test_a_sheet_has_an_image_for_each_corruption_and_severity(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from backbones_for_tests import SmallNet
-from plain import NORM, PlainSGD, Weights, classify, entropy, gradients, soft, weights_of
+from helpers.backbones import SmallNet
+from helpers.plain import NORM, PlainSGD, Weights, classify, entropy, gradients, soft, weights_of
 
 
 class PlainETA:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sweep_files import make_files, words
+from helpers.sweep_files import make_files, words
 from tta.compare.published import names, read_published
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 BIN = Path(sys.executable).parent
 
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-import sweep_files
-from forks import forked
+from helpers import sweep_files
+from helpers.forks import forked
 from tta import cli
 from tta.compare import find_runs
 
 FORK = multiprocessing.get_context("fork")
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 
 
 @pytest.fixture
