@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import CLASSES, small_net, some_images
-from plain import forward, mixed, running_of, weights_of
+from helpers.backbones import CLASSES, small_net, some_images
+from helpers.plain import forward, mixed, running_of, weights_of
 from tta.methods import LAME, BNAdapt, Source
 from tta.methods.lame import AFFINITIES, assign
 
@@ -253,3 +253,11 @@ def test_bad_values_say_so(arguments: dict[str, Any], message: str) -> None:
 def test_a_network_without_a_classifier_says_so_at_once() -> None:
     with pytest.raises(ValueError, match="has no linear layer"):
         LAME(nn.Sequential(nn.Conv2d(3, CLASSES, 8), nn.Flatten()))
+
+
+def test_lame__rounding_noise_is_no_distance() -> None:
+    """Features of one image differ by what a kernel rounds; their affinity is 1 all the same."""
+    features = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).expand(8, -1)
+    noisy = features + 1e-6 * torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    affinity = AFFINITIES["rbf"](nn.functional.normalize(noisy, dim=-1), 5)
+    torch.testing.assert_close(affinity, torch.ones(8, 8), rtol=0, atol=1e-2)

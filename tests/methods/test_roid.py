@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from backbones_for_tests import SmallNet, small_net, some_images
-from plain import NORM, PlainSGD, classify, soft, weights_of
+from helpers.backbones import SmallNet, small_net, some_images
+from helpers.plain import NORM, PlainSGD, classify, soft, weights_of
 from tta.methods import ROID, BNAdapt
 from tta.methods import roid as roid_module
 from tta.methods.augment import augment
 
-sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -26,8 +26,9 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def spread(values: list[float]) -> list[float]:
-    """Min-max normalised."""
-    return [(v - min(values)) / (max(values) - min(values)) for v in values]
+    """Min-max normalised; values within 1e-4 of one another are equal."""
+    extent = max(values) - min(values)
+    return [(v - min(values)) / extent if extent >= 1e-4 else 0.0 for v in values]
 
 
 def plain_weights(p: list[list[float]], mean: list[float], temperature: float) -> list[float]:
@@ -50,7 +51,7 @@ class PlainROID:
 
     def __init__(self, net: SmallNet, weighting: bool, consistency: bool, prior: str) -> None:
         self.source, self.weights = weights_of(net), weights_of(net)
-        self.optimizer = PlainSGD(self.weights, NORM, 0.05, 0.9)
+        self.optimizer = PlainSGD(self.weights, NORM, 0.01, 0.9)
         self.weighting, self.consistency, self.prior = weighting, consistency, prior
         self.mean = [1 / 5] * 5
         self.draws = torch.Generator().manual_seed(7)
@@ -147,12 +148,21 @@ def test_pulls_weights_to_the_source_after_each_update() -> None:
         torch.testing.assert_close(weights_of(half.backbone)[name], (weights_of(none.backbone)[name] + source) / 2)
 
 
-def test_alike_predictions_weigh_one_each() -> None:
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 16, 33])
+def test_roid__identical_images_weigh_alike(n: int) -> None:
+    """Kernels round the same image differently by its index in the batch."""
     method = roid(small_net("batch"))
-    logits = method(some_images(1).expand(4, -1, -1, -1))
+    logits = method(some_images(1).expand(n, -1, -1, -1))
     assert logits.isfinite().all()
     assert method.diagnostics["loss"].isfinite()
-    assert method.diagnostics["used"] == 4
+    assert method.diagnostics["used"] == n
+
+
+def test_roid__rounding_noise_does_not_weigh() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(64, 1)
+    logits += 1e-6 * torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    weights = roid_module.sample_weights(logits, torch.full((4,), 0.25), 1 / 3)
+    torch.testing.assert_close(weights, torch.ones(64))
 
 
 def test_one_image_is_enough_without_batchnorm() -> None:

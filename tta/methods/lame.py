@@ -17,13 +17,15 @@ from tta.methods.predictions import in_full
 TOLERANCE = 1e-8
 """Relative change of the energy below which the assignments have converged."""
 
+MIN_SIGMA = 1e-4
+"""Distance below which features of length 1 are equal: far above what float32 leaves between two equal images, 1e-6."""
+
 
 def rbf_affinity(features: Tensor, neighbours: int) -> Tensor:
     """``exp(-d^2 / 2 sigma^2)``, with sigma the mean distance to the k-th neighbour; the first one is oneself."""
     distance = _distances(features)
     sigma = distance.topk(min(neighbours, len(features)), largest=False).values[:, -1].mean()
-    # Images that are all the same have no distance.
-    return torch.exp(-((distance / sigma.clamp(min=torch.finfo(features.dtype).eps)) ** 2) / 2)
+    return torch.exp(-((distance / sigma.clamp(min=MIN_SIGMA)) ** 2) / 2)
 
 
 def knn_affinity(features: Tensor, neighbours: int) -> Tensor:

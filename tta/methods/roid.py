@@ -16,6 +16,13 @@ from tta.methods.predictions import probabilities
 from tta.methods.updates import average_
 from tta.objectives import EM, SLR
 
+MIN_RANGE = 1e-4
+"""Diversities (in [0, 1]) or entropies (in nats) of a batch that differ by less are equal.
+
+Far above what float32 leaves of a difference between two equal images, 1e-6, and far below the differences that weigh
+samples, 0.1 and more.
+"""
+
 
 class ROID(Method):
     """Universal test-time adaptation (arXiv:2306.00650).
@@ -33,8 +40,8 @@ class ROID(Method):
     3. Pull the adapted weights a little to the source.
     4. Correct the predictions of 1 by the smoothed prior of the classes in the batch, and return those logits.
 
-    One image is enough where no layer needs a batch; it weighs 1, as samples that are all alike do. (In the official
-    code such weights are not a number.)
+    One image is enough where no layer needs a batch; it weighs 1, as samples that are all alike do (in the official
+    code such weights are not a number, or decided by rounding).
 
     Args:
         backbone: see ``Method``.
@@ -136,7 +143,8 @@ def sample_weights(logits: Tensor, mean_prediction: Tensor, temperature: float) 
     """Weigh samples by ``exp(diversity * certainty / temperature)``; that is 1 or more, or 0 if dropped.
 
     Diversity is 1 - the cosine similarity with the mean prediction, certainty minus the entropy, and both are scaled to
-    [0, 1] over the batch. Dropped are samples whose diversity is below the batch's mean; one is always kept.
+    [0, 1] over the batch. Dropped are samples whose diversity is below the batch's mean; one is always kept. A range
+    below ``MIN_RANGE`` counts as none: the same images weigh the same, however a processor rounds.
 
     Args:
         logits: (N, C).
@@ -160,6 +168,6 @@ def smoothed_prior(p: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Scale to [0, 1] over the batch; all 0 where all are alike."""
+    """Scale values (N,) to [0, 1] over the batch; all 0 if they differ by less than ``MIN_RANGE``."""
     low, high = values.aminmax()
-    return (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.where(high - low < MIN_RANGE, 0, (values - low) / (high - low))
