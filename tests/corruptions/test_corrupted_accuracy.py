@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.published_images import Published
 from tta.backbones import Backbone
 from tta.corruptions import CORRUPTIONS, corrupt
 
 CLOSE, CLOSE_ON_AVERAGE = 0.03, 0.007
-
-
-@pytest.fixture(scope="module")
-def folder(shared: Path) -> Path:
-    return shared / "data" / "cifar10-c-200"
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +28,18 @@ def accuracy(backbone: Backbone, images: Tensor, labels: Tensor) -> float:
     return float((torch.cat(logits).argmax(1) == labels).double().mean())
 
 
-def read(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(path)).permute(0, 3, 1, 2)
-
-
 def corrupt_at_all_severities(clean: Tensor, name: str, seed: int) -> Tensor:
     index = torch.arange(len(clean))
     return torch.cat([corrupt(clean, name, severity, index=index, seed=seed) for severity in range(1, 6)])
 
 
-def test_a_real_classifier_is_as_accurate_as_on_the_published_images(resnet: Backbone, folder: Path) -> None:
-    clean, labels = read(folder / "clean.npy"), torch.from_numpy(np.load(folder / "labels.npy").astype(np.int64))
+@pytest.mark.slow
+def test_classifier__loses_as_much_on_published_ones(resnet: Backbone, published: Published) -> None:
+    """That the images are alike is what the fast tests show, pixel by pixel and in distribution."""
+    clean, labels = published.clean(), published.labels()
     gaps = {}
     for name in CORRUPTIONS:
-        theirs = read(folder / f"{name}.npy")
+        theirs = torch.cat([published.corrupted(name, severity) for severity in range(1, 6)])
         expected, ours = accuracy(resnet, theirs, labels), corrupt_at_all_severities(clean, name, 0)
         seen = [expected if torch.equal(ours, theirs) else accuracy(resnet, ours, labels)]
         again = corrupt_at_all_severities(clean, name, 1)

@@ -45,7 +45,7 @@ def colours() -> np.ndarray:
 
 
 @pytest.mark.parametrize("rgb", [colours(), levels(4, SIZE, SIZE, 3)], ids=["few levels", "many levels"])
-def test_hsv_is_scikit_images(rgb: np.ndarray) -> None:
+def test_hsv__is_scikit_images(rgb: np.ndarray) -> None:
     x = torch.tensor(rgb).permute(0, 3, 1, 2) / torch.tensor(255, dtype=torch.float64)
     expected = rgb2hsv(rgb / 255)
     ours = torch.stack(rgb_to_hsv(x), dim=-1)
@@ -53,7 +53,7 @@ def test_hsv_is_scikit_images(rgb: np.ndarray) -> None:
     np.testing.assert_allclose(hsv_to_rgb(*ours.unbind(-1)).permute(0, 2, 3, 1).numpy(), rgb / 255, atol=1e-14)
 
 
-def test_any_hsv_becomes_scikit_images_rgb() -> None:
+def test_rgb__is_scikit_images_of_any_hsv() -> None:
     hsv = np.random.default_rng(0).random((4, SIZE, SIZE, 3))
     hsv[0, :, :, 0] = np.linspace(0, 1, SIZE)  # 0 and 1 are the same red
     hsv[1, :, :, 1:] = levels(SIZE, SIZE, 2, high=2)
@@ -62,29 +62,30 @@ def test_any_hsv_becomes_scikit_images_rgb() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-@pytest.mark.parametrize("scale", [0.95, 0.9, 0.85, 0.75, 0.65, 0.6, 0.5, 0.4, 0.3, 0.25])
-def test_box_resize_is_pillows_there_and_back(size: int, scale: float) -> None:
-    small = int(size * scale)
-    for old, new in ((size, small), (small, size)):
-        images = levels(8, old, old, 3)
-        ours = box_resize(torch.tensor(images).permute(0, 3, 1, 2).double(), new).permute(0, 2, 3, 1)
-        for one, image in zip(ours, images, strict=True):
-            expected = np.asarray(Image.fromarray(image).resize((new, new), Image.Resampling.BOX))
-            assert np.array_equal(one.numpy(), expected)
+def test_box_resize__is_pillows_there_and_back(size: int) -> None:
+    for scale in (0.95, 0.85, 0.65, 0.5, 0.4, 0.25):
+        small = int(size * scale)
+        for old, new in ((size, small), (small, size)):
+            images = levels(2, old, old, 3)
+            ours = box_resize(torch.tensor(images).permute(0, 3, 1, 2).double(), new).permute(0, 2, 3, 1)
+            for one, image in zip(ours, images, strict=True):
+                expected = np.asarray(Image.fromarray(image).resize((new, new), Image.Resampling.BOX))
+                np.testing.assert_array_equal(one.numpy(), expected, err_msg=f"{old} to {new}")
 
 
-@pytest.mark.parametrize("quality", [80, 40, 7])
-def test_jpeg_is_pillows(quality: int) -> None:
+def test_jpeg__is_pillows() -> None:
+    """To the level: decoders round whole numbers alike."""
     images = np.stack([cv2.blur(image, (5, 5)) for image in levels(3, SIZE, SIZE, 3)])
     x = torch.tensor(images).permute(0, 3, 1, 2).double() / 255
-    ours = (jpeg_compression(x, (quality,), fresh_draw(3)) * 255).permute(0, 2, 3, 1).round().numpy()
-    for one, image in zip(ours, images, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-        assert np.array_equal(one, np.asarray(Image.open(buffer)))
+    for quality in (80, 40, 7):
+        ours = (jpeg_compression(x, (quality,), fresh_draw(3)) * 255).permute(0, 2, 3, 1).round().numpy()
+        for one, image in zip(ours, images, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+            np.testing.assert_array_equal(one, np.asarray(Image.open(buffer)), err_msg=f"quality {quality}")
 
 
-def test_contrast_shrinks_about_the_mean_of_each_channel() -> None:
+def test_contrast__shrinks_about_each_channels_mean() -> None:
     x = torch.tensor(levels(3, 3, SIZE, SIZE)).double() / 255
     ours = contrast(x, (0.3,), fresh_draw(3))
     mean = x.numpy().mean((2, 3), keepdims=True)
@@ -101,14 +102,14 @@ def affine_maps(reach: float, draw: Draw) -> list[np.ndarray]:
     return [cv2.getAffineTransform(corners.astype(np.float32), (corners + move).astype(np.float32)) for move in moves]
 
 
-@pytest.mark.parametrize("reach", [0.0, 1.0, 2.56, 5.0])
-def test_affine_grid_is_opencvs_map_inverted(reach: float) -> None:
-    rows, columns = affine_grid(SIZE, reach, fresh_draw())
+def test_affine_grid__is_opencvs_map_inverted() -> None:
     y, x = np.mgrid[:SIZE, :SIZE]
-    for r, c, forward in zip(rows.numpy(), columns.numpy(), affine_maps(reach, fresh_draw()), strict=True):
-        back = cv2.invertAffineTransform(forward)
-        np.testing.assert_allclose(c, back[0, 0] * x + back[0, 1] * y + back[0, 2], atol=1e-4)
-        np.testing.assert_allclose(r, back[1, 0] * x + back[1, 1] * y + back[1, 2], atol=1e-4)
+    for reach in (0.0, 2.56, 5.0):
+        rows, columns = affine_grid(SIZE, reach, fresh_draw())
+        for r, c, forward in zip(rows.numpy(), columns.numpy(), affine_maps(reach, fresh_draw()), strict=True):
+            back = cv2.invertAffineTransform(forward)
+            np.testing.assert_allclose(c, back[0, 0] * x + back[0, 1] * y + back[0, 2], atol=1e-4)
+            np.testing.assert_allclose(r, back[1, 0] * x + back[1, 1] * y + back[1, 2], atol=1e-4)
 
 
 def some_smooth_images(n: int = 5) -> np.ndarray:
@@ -118,7 +119,7 @@ def some_smooth_images(n: int = 5) -> np.ndarray:
     )
 
 
-def test_affine_warp_is_opencvs() -> None:
+def test_affine_warp__is_opencvs() -> None:
     images = some_smooth_images()
     x = torch.tensor(images).permute(0, 3, 1, 2)
     ours = filters.bilinear(x, *affine_grid(SIZE, 2.56, fresh_draw()), border="mirror").permute(0, 2, 3, 1)
@@ -129,8 +130,8 @@ def test_affine_warp_is_opencvs() -> None:
         np.testing.assert_allclose(one.numpy(), expected, atol=2 * steepest / 32)
 
 
-@pytest.mark.parametrize("severity", [2, 3, 4, 5])
-def test_displacement_is_the_recipe_in_scipy(severity: int) -> None:
+@pytest.mark.parametrize("severity", [2, 5])
+def test_elastic__displacement_is_the_recipe_in_scipy(severity: int) -> None:
     alpha, sigma, _ = CIFAR["elastic_transform"][severity - 1]
     images = np.random.default_rng(0).random((3, 3, SIZE, SIZE))
     ours = elastic_transform(torch.tensor(images), (alpha, sigma, 0.0), fresh_draw(3))
@@ -144,8 +145,8 @@ def test_displacement_is_the_recipe_in_scipy(severity: int) -> None:
         np.testing.assert_allclose(one, expected, atol=1e-10)
 
 
-def test_without_displacement_only_the_affine_map_is_left() -> None:
+def test_elastic__is_affine_alone_without_displacement() -> None:
     x = torch.tensor(levels(5, 3, SIZE, SIZE)).double() / 255
     ours = elastic_transform(x, CIFAR["elastic_transform"][0], fresh_draw())
     reach = CIFAR["elastic_transform"][0][2]
-    assert torch.equal(ours, filters.bilinear(x, *affine_grid(SIZE, reach, fresh_draw()), border="mirror"))
+    torch.testing.assert_close(ours, filters.bilinear(x, *affine_grid(SIZE, reach, fresh_draw()), border="mirror"))

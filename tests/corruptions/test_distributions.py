@@ -6,13 +6,11 @@ accepted only up to ``Z`` standard errors of their mean.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.published_images import Published
 from tta.corruptions import corrupt
 from tta.corruptions.constants import CIFAR
 
@@ -29,19 +27,10 @@ RANDOM = (
     "elastic_transform",
     "spatter",
 )
-N, SEEDS, Z = 200, 4, 4.5
+N, SEEDS, Z = Published.COUNT, 4, 4.5
+SEVERITIES = (1, 3, 5)
 # Below these a bias does not matter, however sure it is: 1/100 of a level, 1/1000 of a correlation, 1e-4 of a share.
 FLOORS = {"level": 0.01, "correlation": 1e-3, "share": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder(shared: Path) -> Path:
-    return shared / "data" / "cifar10-c-200"
-
-
-def read(path: Path, rows: slice) -> Tensor:
-    images = np.load(path, mmap_mode="r")[rows]
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def lag_correlation(residual: Tensor, down: int, right: int) -> Tensor:
@@ -75,21 +64,21 @@ def assert_no_bias(differences: Tensor, floor: float, what: str) -> None:
     assert mean.abs() <= Z * error + floor, f"{what}: ours is off by {mean:.4f}, with a standard error of {error:.4f}"
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", RANDOM)
-def test_statistics_are_those_of_the_published_images(folder: Path, name: str, severity: int) -> None:
-    clean = read(folder / "clean.npy", slice(None))
-    theirs = statistics(read(folder / f"{name}.npy", slice(N * (severity - 1), N * severity)), clean)
-    index = torch.arange(N)
-    drawn = [statistics(corrupt(clean, name, severity, index=index, seed=seed), clean) for seed in range(SEEDS)]
-    for what, expected in theirs.items():
-        ours = torch.stack([one[what] for one in drawn])
-        floor = FLOORS[what.split(":")[0]]
-        assert_no_bias(ours.mean(0) - expected, floor, what)
-        # Nor does a draw of ours scatter more or less about the others than the published one does.
-        others = (ours.sum(0) - ours) / (SEEDS - 1)
-        scatter = (ours - others).square() - (expected - others).square()
-        assert_no_bias(scatter.mean(0), 0, f"variance of {what}")
+def test_statistics__are_those_of_the_published_images(published: Published, name: str) -> None:
+    """Also of the scatter from draw to draw."""
+    clean, index = published.clean(), torch.arange(N)
+    for severity in SEVERITIES:
+        theirs = statistics(published.corrupted(name, severity), clean)
+        drawn = [statistics(corrupt(clean, name, severity, index=index, seed=seed), clean) for seed in range(SEEDS)]
+        for what, expected in theirs.items():
+            ours = torch.stack([one[what] for one in drawn])
+            floor = FLOORS[what.split(":")[0]]
+            assert_no_bias(ours.mean(0) - expected, floor, f"{what} at severity {severity}")
+            # Nor does a draw of ours scatter more or less about the others than the published one does.
+            others = (ours.sum(0) - ours) / (SEEDS - 1)
+            scatter = (ours - others).square() - (expected - others).square()
+            assert_no_bias(scatter.mean(0), 0, f"variance of {what} at severity {severity}")
 
 
 def roughness(fogged: Tensor, clean: Tensor, amount: float) -> dict[str, Tensor]:
@@ -109,11 +98,11 @@ def roughness(fogged: Tensor, clean: Tensor, amount: float) -> dict[str, Tensor]
     return {f"{2**k} to {2 ** (k + 1)} pixels": squares[k] - squares[k - 1] for k in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-def test_mist_is_as_rough_as_in_the_published_images(folder: Path, severity: int) -> None:
-    clean = read(folder / "clean.npy", slice(None))
-    amount, _ = CIFAR["fog"][severity - 1]
-    theirs = roughness(read(folder / "fog.npy", slice(N * (severity - 1), N * severity)), clean, amount)
-    ours = roughness(corrupt(clean, "fog", severity, index=torch.arange(N)), clean, amount)
-    for what, expected in theirs.items():
-        assert_no_bias(ours[what] - expected, 0, f"roughness from {what}")
+def test_mist__is_as_rough_as_in_the_published_images(published: Published) -> None:
+    clean = published.clean()
+    for severity in SEVERITIES:
+        amount, _ = CIFAR["fog"][severity - 1]
+        theirs = roughness(published.corrupted("fog", severity), clean, amount)
+        ours = roughness(corrupt(clean, "fog", severity, index=torch.arange(N)), clean, amount)
+        for what, expected in theirs.items():
+            assert_no_bias(ours[what] - expected, 0, f"roughness from {what} at severity {severity}")

@@ -5,7 +5,7 @@ Both are given the same random numbers, so that what is random is compared pixel
 
 from __future__ import annotations
 
-import re
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -89,75 +89,50 @@ def exact_warp(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_pixels_are_the_plain_recipes(
-    images: Tensor, name: str, severity: int, plain: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_imagenet__pixels_are_the_plain_recipes(
+    images: Tensor, name: str, plain: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plain, "warp", exact_warp)
-    ours, theirs = both(images, name, severity, plain)
-    difference = np.abs(ours - theirs)
-    assert (difference == 0).mean() > 0.999, f"{(difference == 0).mean()}"
-    assert difference.max() <= 1
+    for severity in (1, 3, 5):
+        ours, theirs = both(images, name, severity, plain)
+        difference = np.abs(ours - theirs)
+        assert difference.max() <= 1, f"severity {severity}"
+        assert (difference == 0).mean() > 0.999, f"severity {severity}"
 
 
-@pytest.mark.parametrize("severity", [1, 5])
-def test_opencvs_rounding_of_places_hardly_shows(images: Tensor, severity: int, plain: ModuleType) -> None:
-    ours, theirs = both(images, "elastic_transform", severity, plain)
+def test_imagenet__opencvs_rounded_places_hardly_show(images: Tensor, plain: ModuleType) -> None:
+    ours, theirs = both(images, "elastic_transform", 1, plain)
     assert np.abs(ours - theirs).mean() < 1
-
-
-@pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("severity", [1, 5])
-def test_pixels_do_not_depend_on_the_batch(images: Tensor, name: str, severity: int) -> None:
-    three, index = torch.cat((images, images[:1].flip(3))), torch.tensor([5, 2, 9])
-    whole = corrupt(three, name, severity, index=index)
-    for one in (2, 0, 1):
-        alone = corrupt(three[one : one + 1], name, severity, index=index[one : one + 1])
-        assert torch.equal(alone[0], whole[one])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("severity", [1, 3, 5])
-def test_the_gpu_gives_the_pixels_of_the_cpu(images: Tensor, name: str, severity: int) -> None:
+def test_imagenet__the_gpu_gives_the_cpus_pixels(images: Tensor, name: str) -> None:
     index = torch.tensor(PLACES)
-    expected = corrupt(images, name, severity, index=index).int()
-    found = corrupt(images.cuda(), name, severity, index=index).cpu().int()
-    assert ((found - expected).abs() <= 1).double().mean() > 0.9999
-    assert (found == expected).double().mean() > 0.99
+    for severity in (1, 3, 5):
+        expected = corrupt(images, name, severity, index=index).int()
+        found = corrupt(images.cuda(), name, severity, index=index).cpu().int()
+        assert ((found - expected).abs() <= 1).double().mean() > 0.9999, f"severity {severity}"
+        assert (found == expected).double().mean() > 0.99, f"severity {severity}"
 
 
-@pytest.mark.parametrize("scale", [32, 224])
-@pytest.mark.parametrize("size", [16, 51])
+def noise(size: int) -> Tensor:
+    return torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_other_sizes_are_corrupted_with_the_constants_asked_for(name: str, size: int, scale: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    some = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    for severity in (1, 5):
+def test_scale__any_size_is_corrupted_when_asked(name: str) -> None:
+    """The smallest size, and one that is neither even nor a power of two."""
+    for size, scale, severity in itertools.product((16, 51), (32, 224), (1, 5)):
+        some = noise(size)
         out = corrupt(some, name, severity, index=torch.arange(2), scale=scale)
         assert (out.dtype, out.shape) == (torch.uint8, some.shape)
         assert not torch.equal(out, some)
 
 
-def test_the_scale_of_an_images_own_size_is_the_default_and_may_be_said_or_changed() -> None:
-    some = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    index = torch.arange(2)
+def test_scale__is_the_images_size_unless_given() -> None:
+    some, index = noise(32), torch.arange(2)
     own = corrupt(some, "contrast", 3, index=index)
     assert torch.equal(corrupt(some, "contrast", 3, index=index, scale=32), own)
     assert not torch.equal(corrupt(some, "contrast", 3, index=index, scale=224), own)
-
-
-@pytest.mark.parametrize("scale", [0, 64, "224", True, 32.5])
-def test_wrong_scale(scale: Any) -> None:
-    message = f"scale must be 32 or 224, or none for images of these sizes, got {scale!r}"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        corrupt(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "fog", 1, index=torch.arange(1), scale=scale)
-
-
-def test_images_larger_than_the_photographs_of_frost() -> None:
-    large = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
-    with pytest.raises(
-        ValueError, match=r"frost is for images of less than \d+ x \d+ pixels at this scale, .* got 300 x 300: resize"
-    ):
-        corrupt(large, "frost", 1, index=torch.arange(1), scale=32)
