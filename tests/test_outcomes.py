@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from tta.backbones import Backbone
+from tta.compare import main as compare
 from tta.devices import choose_precision
 from tta.loggers import Logger
 from tta.methods import BNAdapt, Method, Source, Tent
@@ -23,6 +26,8 @@ from tta.streams.cifar import cifar_c
 
 NO_LOGGERS: list[Logger] = []
 CPU = torch.device("cpu")
+LEARNS: dict[str, Objective | None] = {"bn_adapt": None, "em": EM(), "adadem": AdaDEM()}
+COMPARISON = ("-m", "method=source,bn_adapt,tent,adadem", "runs_dir=runs", "device=cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,41 +35,48 @@ def stream(shared: Path) -> Stream:
     return cifar_c(str(shared / "data" / "cifar10-c-200"), batch_size=50)
 
 
-def accuracy(method: Method, stream: Stream, folder: Path, scenario: Scenario | None = None) -> float:
+def run(method: Method, stream: Stream, folder: Path, scenario: Scenario | None = None) -> dict[str, Any]:
+    """Summary of a run on the CPU."""
     with RunDirectory(folder) as directory:
-        runner = Runner(method, stream, scenario or Scenario(), 0, directory, NO_LOGGERS, torch.device("cpu"))
-        return runner.run()["accuracy"]
+        return Runner(method, stream, scenario or Scenario(), 0, directory, NO_LOGGERS, CPU).run()
 
 
-def test_batch_statistics_are_far_above_source(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
-    source = accuracy(Source(cifar_resnet18), stream, tmp_path / "source")
-    adapted = accuracy(BNAdapt(cifar_resnet18), stream, tmp_path / "bn")
+def test_bn_adapt__is_far_above_source(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
+    some = Stream(stream.domains[::3], 10, 50)
+    source = run(Source(cifar_resnet18), some, tmp_path / "source")["accuracy"]
+    adapted = run(BNAdapt(cifar_resnet18), some, tmp_path / "bn")["accuracy"]
     assert 0.55 < source < 0.68
     assert adapted > source + 0.10
 
 
-LEARNS = {"bn_adapt": None, "em": EM(), "adadem": AdaDEM()}
-GPU = [pytest.param(f"{half} on cuda", how, marks=pytest.mark.gpu) for half in ("bf16", "fp16") for how in LEARNS]
+def test_tent__at_tiny_and_huge_learning_rates(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
+    """A tiny learning rate gives bn_adapt; a huge one ruins the network."""
+    few = Stream(stream.domains[:2], 10, 20, limit=100)
+    bn = run(BNAdapt(cifar_resnet18), few, tmp_path / "bn")
+    for objective in (EM(), AdaDEM()):
+        tiny, huge = (
+            run(Tent(cifar_resnet18, objective, functools.partial(torch.optim.SGD, lr=lr)), few, tmp_path / f"{lr}")
+            for lr in (1e-7, 10.0)
+        )
+        assert tiny["accuracy"] == bn["accuracy"]
+        assert [d["entropy"] for d in tiny["domains"]] == pytest.approx([d["entropy"] for d in bn["domains"]], rel=1e-4)
+        assert huge["accuracy"] < bn["accuracy"] - 0.2
 
 
-@pytest.mark.parametrize(("half", "learns"), [("bf16 on cpu", "adadem"), *GPU])
-def test_half_precision_is_as_accurate_as_fp32(
-    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, learns: str
-) -> None:
-    fp32, in_half = in_precisions(cifar_resnet18, stream, tmp_path, LEARNS[learns], *half.split(" on "))
-    assert (fp32.entropy != in_half.entropy).any()  # or autocast was not on
-    assert abs(in_half.online_accuracy.iloc[-1] - fp32.online_accuracy.iloc[-1]) <= 0.002
+def test_single_domain__is_independent_of_others(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
+    """With reset=domain a domain's result is that of a run on this domain only; with reset=never it is not."""
+    sgd = functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9)
+    entropy = {}
+    for name, domains in (("pair", stream.domains[4:6]), ("alone", stream.domains[5:6])):
+        for reset in ("domain", "never"):
+            few = Stream(domains, 10, 20, limit=100)
+            summary = run(Tent(cifar_resnet18, EM(), sgd), few, tmp_path / name / reset, Scenario(reset))
+            entropy[name, reset] = summary["domains"][-1]["entropy"]
+    assert entropy["pair", "domain"] == entropy["alone", "domain"] == entropy["alone", "never"]
+    assert abs(entropy["pair", "never"] - entropy["alone", "never"]) > 1e-3
 
 
-@pytest.mark.parametrize(("half", "learns"), [("fp16", "adadem"), ("bf16", "em")])
-def test_half_precision_learns_on_a_cpu_too(
-    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, learns: str
-) -> None:
-    """A CPU that has no units for it takes many times as long as in fp32, so that there are few images."""
-    few = Stream(stream.domains[:1], 10, 25, limit=100)
-    fp32, in_half = in_precisions(cifar_resnet18, few, tmp_path, LEARNS[learns], half, "cpu")
-    assert (fp32.entropy != in_half.entropy).any()
-    assert (in_half.entropy - fp32.entropy).abs().max() < 0.02 * fp32.entropy.mean()
+# Half precision
 
 
 def in_precisions(
@@ -84,65 +96,71 @@ def in_precisions(
     return found
 
 
-def test_a_small_learning_rate_is_bn_adapt_and_a_huge_one_ruins(
-    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path
+GPU = [
+    pytest.param(half, "cuda", how, id=f"{half}-cuda-{how}", marks=pytest.mark.gpu)
+    for half in ("bf16", "fp16")
+    for how in LEARNS
+]
+
+
+@pytest.mark.parametrize(
+    ("half", "device", "learns"), [pytest.param("bf16", "cpu", "adadem", marks=pytest.mark.slow), *GPU]
+)
+def test_half_precision__is_as_accurate_as_fp32(
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, device: str, learns: str
 ) -> None:
-    few = Stream(stream.domains[:2], 10, 20)
-    bn = accuracy(BNAdapt(cifar_resnet18), few, tmp_path / "bn")
-    for objective in (EM(), AdaDEM()):
-        small, huge = (
-            accuracy(
-                Tent(cifar_resnet18, objective, functools.partial(torch.optim.SGD, lr=lr)), few, tmp_path / f"{lr}"
-            )
-            for lr in (1e-7, 10.0)
-        )
-        assert small == bn
-        assert huge < bn - 0.2
+    fp32, in_half = in_precisions(cifar_resnet18, stream, tmp_path, LEARNS[learns], half, device)
+    assert (fp32.entropy != in_half.entropy).any()  # or autocast was not on
+    assert abs(in_half.online_accuracy.iloc[-1] - fp32.online_accuracy.iloc[-1]) <= 0.002
 
 
-def test_single_domain_does_not_depend_on_the_other_domains_and_continual_does(
-    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path
+@pytest.mark.parametrize(("half", "learns"), [pytest.param("fp16", "adadem", marks=pytest.mark.slow), ("bf16", "em")])
+def test_half_precision__learns_on_a_cpu(
+    cifar_resnet18: Backbone, stream: Stream, tmp_path: Path, half: str, learns: str
 ) -> None:
-    sgd = functools.partial(torch.optim.SGD, lr=0.02, momentum=0.9)
-    rows = {}
-    for name, domains in (("pair", stream.domains[4:6]), ("alone", stream.domains[5:6])):
-        for reset in ("domain", "never"):
-            with RunDirectory(tmp_path / name / reset) as directory:
-                part = Stream(domains, 10, 20)
-                runner = Runner(
-                    Tent(cifar_resnet18, EM(), sgd),
-                    part,
-                    Scenario(reset),
-                    0,
-                    directory,
-                    NO_LOGGERS,
-                    torch.device("cpu"),
-                )
-                rows[name, reset] = runner.run()["domains"][-1]["entropy"]
-    assert rows["pair", "domain"] == rows["alone", "domain"] == rows["alone", "never"]
-    assert rows["pair", "never"] != rows["alone", "never"]
+    """A CPU without units for it takes many times as long as in fp32, so there are few images."""
+    few = Stream(stream.domains[:1], 10, 25, limit=100)
+    fp32, in_half = in_precisions(cifar_resnet18, few, tmp_path, LEARNS[learns], half, "cpu")
+    assert (fp32.entropy != in_half.entropy).any()
+    assert (in_half.entropy - fp32.entropy).abs().max() < 0.02 * fp32.entropy.mean()
 
 
-def test_the_comparison_of_the_demo(demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ``make run`` does, under three of its corruptions.
+# The comparison of the demo, as `make run` does it: EM and AdaDEM gain over batch statistics, whoever is first.
 
-    EM and AdaDEM are above batch statistics here, whoever of the two is first.
-    """
-    import subprocess
-    import sys
 
-    tta = Path(sys.executable).parent / "tta"
-    words = ["-m", "method=source,bn_adapt,tent,adadem", f"runs_dir={tmp_path}", "device=cpu"]
-    words += ["stream.corruptions=[gaussian_noise,fog,contrast]"]
-    subprocess.run([str(tta), *words], check=True, cwd=tmp_path)
+def accuracies(runs: Path, images: int) -> dict[str, float]:
+    """Accuracy of each method; every domain must have this many images."""
     found = {}
-    for file in tmp_path.rglob("summary.json"):
+    for file in runs.rglob("summary.json"):
         summary = json.loads(file.read_text())
+        assert {domain["n"] for domain in summary["domains"]} == {images}
         found[summary["choices"]["method"]] = summary["accuracy"]
-        assert [domain["n"] for domain in summary["domains"]] == [3000] * 3
+    return found
+
+
+def test_demo_comparison__learning_gains(
+    tta_command: Callable[..., None], demo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tent and AdaDEM at their default learning rates, on real digits."""
+    monkeypatch.setenv("TTA_CACHE", str(demo_cache))
+    tta_command(*COMPARISON, "stream.corruptions=[fog,contrast]", "stream.limit=2000")
+    found = accuracies(tmp_path / "runs", 2000)
     assert found["bn_adapt"] > found["source"] + 0.15
     assert found["tent"] > found["bn_adapt"] + 0.005
     assert found["adadem"] > found["bn_adapt"] + 0.005
-    subprocess.run([str(tta.with_name("tta-compare")), str(tmp_path), "--figures"], check=True)
-    assert (tmp_path / "comparison.md").is_file()
-    assert (tmp_path / "comparison.png").is_file()
+
+
+@pytest.mark.slow
+def test_demo_comparison__of_make_run(
+    tta_command: Callable[..., None], demo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images of three of its corruptions, then the table and the figure."""
+    monkeypatch.setenv("TTA_CACHE", str(demo_cache))
+    tta_command(*COMPARISON, "stream.corruptions=[gaussian_noise,fog,contrast]")
+    found = accuracies(tmp_path / "runs", 3000)
+    assert found["bn_adapt"] > found["source"] + 0.15
+    assert found["tent"] > found["bn_adapt"] + 0.005
+    assert found["adadem"] > found["bn_adapt"] + 0.005
+    compare([str(tmp_path / "runs"), "--figures"])
+    assert (tmp_path / "runs" / "comparison.md").is_file()
+    assert (tmp_path / "runs" / "comparison.png").is_file()

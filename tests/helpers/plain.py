@@ -23,6 +23,25 @@ def weights_of(net: nn.Module) -> Weights:
     return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
+def adapted_of(method: nn.Module) -> Weights:
+    """Copies of what a method's own copy of the backbone holds, from its saved state."""
+    state = method.state_dict()
+    names = [name for name in state if name.startswith("backbone.")]
+    return {name.removeprefix("backbone."): state[name].detach().clone() for name in names}
+
+
+def moved(method: nn.Module, before: Weights) -> set[str]:
+    """Names of what has changed in the copy of the backbone, if only by a bit."""
+    found = adapted_of(method)
+    return {name for name, value in before.items() if not torch.equal(found[name], value)}
+
+
+def assert_adapted(method: nn.Module, expected: Weights) -> None:
+    """Assert that a method has come to these weights."""
+    found = adapted_of(method)
+    torch.testing.assert_close({name: found[name] for name in expected}, expected, rtol=1e-6, atol=1e-9)
+
+
 def running_of(net: nn.Module) -> dict[str, Moments]:
     """Copies of the running statistics of each normalisation layer."""
     return {

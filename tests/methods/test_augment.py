@@ -33,11 +33,9 @@ def changed(**kwargs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(("soft", "ranges"), [(False, FULL), (True, SOFT)], ids=["full", "soft"])
-def test_draws_are_uniform_over_the_ranges_of_the_official_code(
-    soft: bool, ranges: dict[str, tuple[float, float]]
-) -> None:
+def test_augment__draws_uniformly_over_official_ranges(soft: bool, ranges: dict[str, tuple[float, float]]) -> None:
     source = generator()
-    draws = [draw(source, 32, 48, soft) for _ in range(2000)]
+    draws = [draw(source, 32, 48, soft) for _ in range(1000)]
     for name, (low, high) in ranges.items():
         values = np.array([d.colours.get(name, getattr(d, name, None)) for d in draws])
         assert low <= values.min() < low + 0.01 * (high - low), name
@@ -52,7 +50,7 @@ def test_draws_are_uniform_over_the_ranges_of_the_official_code(
     assert {len(order) for order in orders} == {5}
 
 
-def test_one_draw_holds_for_the_whole_batch_but_for_the_noise() -> None:
+def test_augment__one_draw_holds_for_whole_batch() -> None:
     same = pictures(1).expand(3, -1, -1, -1)
     without = augment(same, generator())
     assert torch.equal(without[0], without[1])
@@ -63,34 +61,33 @@ def test_one_draw_holds_for_the_whole_batch_but_for_the_noise() -> None:
     assert not torch.equal(augment(same, generator(1)), without)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (32, 32), (30, 45), (7, 9)])
-@pytest.mark.parametrize("padding", ["edge", "reflect"])
-@pytest.mark.parametrize("noise", [False, True])
-def test_keeps_shape_type_and_range_and_the_images_themselves(size: tuple[int, int], padding: str, noise: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "padding", "noise"), [((7, 9), "edge", True), ((30, 45), "reflect", True), ((8, 8), "reflect", False)]
+)
+def test_augment__keeps_shape_type_range_and_input(size: tuple[int, int], padding: str, noise: bool) -> None:
     images = torch.rand(3, 3, *size, generator=generator())
     before, draws = images.clone(), generator()
     for _ in range(8):
         result = augment(images, draws, generator() if noise else None, padding=padding)
         assert result.shape == images.shape
         assert result.dtype == images.dtype
-        assert result.min() >= 0
-        assert result.max() <= 1
+        assert 0 <= result.min() <= result.max() <= 1
     assert torch.equal(images, before)
 
 
-def test_nothing_drawn_changes_nothing() -> None:
+def test_augment__nothing_drawn_changes_nothing() -> None:
     for padding in ("edge", "reflect"):
         torch.testing.assert_close(apply(pictures(), NOTHING, padding=padding), pictures())
 
 
-def test_draws_the_same_from_the_same_generators_and_nothing_from_the_global_one() -> None:
+def test_augment__depends_on_given_generators_alone() -> None:
     before = torch.get_rng_state()
     first = augment(pictures(), generator(3), generator(4))
     assert torch.equal(first, augment(pictures(), generator(3), generator(4)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_computes_in_full_precision_under_autocast() -> None:
+def test_augment__is_in_full_precision_under_autocast() -> None:
     images = pictures().float()
     expected = augment(images, generator(), generator())
     with torch.autocast("cpu", torch.bfloat16):
@@ -101,7 +98,7 @@ def grey(images: Tensor) -> Tensor:
     return torch.einsum("nchw,c->nhw", images, torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype))[:, None]
 
 
-def test_brightness_contrast_saturation_and_gamma() -> None:
+def test_augment__colours_follow_plain_formulas() -> None:
     x = pictures()
     torch.testing.assert_close(changed(colours={"brightness": 1.3}), (1.3 * x).clamp(0, 1))
     mean = grey(x).mean((2, 3), keepdim=True)
@@ -110,7 +107,7 @@ def test_brightness_contrast_saturation_and_gamma() -> None:
     torch.testing.assert_close(changed(colours={"gamma": 0.8}), x**0.8)
 
 
-def test_hue_turns_by_a_share_of_the_circle() -> None:
+def test_augment__hue_turns_by_share_of_circle() -> None:
     result = changed(colours={"hue": 0.05})
     for n, i, j in ((0, 2, 3), (1, 5, 7), (1, 11, 0)):
         h, s, v = colorsys.rgb_to_hsv(*pictures()[n, :, i, j].tolist())
@@ -118,17 +115,17 @@ def test_hue_turns_by_a_share_of_the_circle() -> None:
         assert result[n, :, i, j].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_colours_come_in_the_order_drawn() -> None:
+def test_augment__colours_come_in_order_drawn() -> None:
     x = pictures()
     torch.testing.assert_close(changed(colours={"brightness": 0.7, "gamma": 1.2}), (0.7 * x) ** 1.2)
     torch.testing.assert_close(changed(colours={"gamma": 1.2, "brightness": 0.7}), 0.7 * x**1.2)
 
 
-def test_flips_left_and_right() -> None:
+def test_augment__flips_left_and_right() -> None:
     torch.testing.assert_close(changed(flip=True), pictures().flip(-1))
 
 
-def test_shifts_into_the_padding() -> None:
+def test_augment__shifts_into_padding() -> None:
     x = pictures()
     shifted = changed(shift=(2, -1))
     torch.testing.assert_close(shifted[..., :-1, 2:], x[..., 1:, :-2])
@@ -137,7 +134,7 @@ def test_shifts_into_the_padding() -> None:
     torch.testing.assert_close(reflected[..., 0], x[..., 2])
 
 
-def test_turns_and_scales_about_the_centre_with_bilinear_interpolation() -> None:
+def test_augment__turns_and_scales_bilinearly() -> None:
     x = pictures(1).numpy()[0]
     result = changed(angle=10.0, scale=1.1)[0].numpy()
     angle, height, width = math.radians(10), 12, 16
@@ -154,11 +151,11 @@ def test_turns_and_scales_about_the_centre_with_bilinear_interpolation() -> None
         np.testing.assert_allclose(result[:, i, j], expected, rtol=1e-6)
 
 
-def test_blurs_only_together_with_noise() -> None:
+def test_augment__blurs_only_together_with_noise() -> None:
     assert torch.equal(changed(sigma=0.5), changed(sigma=0.001))
     x = pictures(1)
-    blurred = apply(x.expand(400, -1, -1, -1), NOTHING._replace(sigma=0.5), noise=generator()).mean(0)
+    blurred = apply(x.expand(100, -1, -1, -1), NOTHING._replace(sigma=0.5), noise=generator()).mean(0)
     kernel = np.exp(-0.5 * (np.arange(-2, 3) / 0.5) ** 2)
     kernel /= kernel.sum()
     expected = np.einsum("cij,i,j->c", x[0, :, 3:8, 5:10].numpy(), kernel, kernel)
-    np.testing.assert_allclose(blurred[:, 5, 7].numpy(), expected, atol=4 * 0.005 / 20)
+    np.testing.assert_allclose(blurred[:, 5, 7].numpy(), expected, atol=4 * 0.005 / 10)

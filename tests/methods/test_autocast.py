@@ -11,7 +11,7 @@ from tta.methods import ParameterChoice, Tent
 from tta.objectives import EM
 
 
-def test_the_second_step_sees_the_weights_that_the_first_one_left() -> None:
+def test_autocast__second_step_sees_new_weights() -> None:
     net, images = small_net("layer"), some_images()
     sgd = functools.partial(torch.optim.SGD, lr=0.5)
     twice, once = (Tent(net, EM(), sgd, ParameterChoice("all"), steps=steps) for steps in (2, 1))
@@ -23,7 +23,7 @@ def test_the_second_step_sees_the_weights_that_the_first_one_left() -> None:
     assert torch.equal(logits, expected)
 
 
-def test_the_callers_autocast_goes_on() -> None:
+def test_autocast__of_the_caller_goes_on() -> None:
     method = Tent(small_net("layer"), EM(), functools.partial(torch.optim.SGD, lr=0.5))
     with torch.autocast("cpu", torch.bfloat16):
         assert method(some_images()).dtype == torch.bfloat16

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.backbones import SmallNet, small_net, varied_images
-from helpers.plain import NORM, weights_of
+from helpers.errors import assert_names, raises_naming
+from helpers.plain import NORM, adapted_of, assert_adapted, weights_of
 from helpers.plain_eta import PlainETA, plain_fisher
 from tta.methods import EATA, ETA, Method, ParameterChoice
-from tta.methods.fisher import fisher_information
 from tta.objectives import EM
 from tta.streams.clean import CleanImages, clean_images
 
@@ -41,22 +41,21 @@ def eata(net: nn.Module, images: CleanImages, **options: Any) -> EATA:
     return EATA(net, EM(), sgd, images, **{"margin": 0.6, "diversity": 0.8, "fisher_alpha": 50.0, **options})
 
 
+def logits_of(method: Method) -> Tensor:
+    """What it predicts for a few batches; from the second on, the regulariser has a part in it."""
+    return torch.cat([method(varied_images(seed=seed)) for seed in range(4)])
+
+
 def distance(method: Method, net: nn.Module) -> float:
     """How far adapted parameters are from those of the source, squared."""
-    return sum(float((method.backbone.get_parameter(n) - net.get_parameter(n)).detach().square().sum()) for n in NORM)
+    found, source = adapted_of(method), weights_of(net)
+    return sum(float((found[name] - source[name]).square().sum()) for name in NORM)
 
 
-def model() -> SmallNet:
-    """With gradients for scales and shifts, and BatchNorm in the mode that adaptation has."""
-    net = small_net("batch").double().train()
-    net.dropout.eval()
-    for name, p in net.named_parameters():
-        p.requires_grad_(name in NORM)
-    return net
-
-
-def test_follows_the_plain_formulas(tmp_path: Path) -> None:
+def test_eata__follows_plain_formulas(tmp_path: Path) -> None:
+    """The Fisher information is of means over batches, on the model's own predictions."""
     net, images = small_net("batch").double(), clean(tmp_path)
+    assert [len(batch) for batch in images] == [8, 8, 4]
     ours = eata(net, images)
     fisher = plain_fisher(net, [batch.double() / 255 for batch in images])
     plain = PlainETA(net, 0.6, 0.8, fisher=fisher, alpha=50.0)
@@ -64,69 +63,38 @@ def test_follows_the_plain_formulas(tmp_path: Path) -> None:
     batches = [varied_images(seed=seed).double() for seed in range(8)]
     batches.insert(3, batches[0].mean((0, 2, 3), keepdim=True).expand_as(batches[0]) + 1e-3 * batches[0])
     for batch in batches:
-        np.testing.assert_allclose(ours(batch).numpy(), plain.step(batch).numpy(), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(weights_of(ours.backbone), plain.weights, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(ours(batch), plain.step(batch), rtol=1e-6, atol=1e-9)
+        assert_adapted(ours, plain.weights)
+        if plain.dropped[-1][2]:
+            assert float(ours.diagnostics["loss"]) == pytest.approx(plain.loss, rel=1e-6)
         free(batch)
     kept = [kept for _, _, kept in plain.dropped]
-    assert 0 in kept
+    assert 0 in kept  # where the regulariser does not act either
     assert sum(map(bool, kept)) >= 4
     assert distance(ours, net) < 0.9 * distance(free, net)  # the regulariser counts for something here
 
 
-def test_the_fisher_information_is_of_batch_means_on_the_models_own_predictions(tmp_path: Path) -> None:
-    images = clean(tmp_path, count=20)
-    assert [len(batch) for batch in images] == [8, 8, 4]
-    found = fisher_information(model(), images)
-    expected = plain_fisher(small_net("batch").double(), [batch.double() / 255 for batch in images])
-    assert list(found) == NORM
-    for name, ours in found.items():
-        np.testing.assert_allclose(ours.numpy(), expected[name].numpy(), rtol=1e-6)
-    # A squared gradient of each sample, as a Fisher information would have it, is another thing.
-    for_samples = plain_fisher(small_net("batch").double(), [batch.double()[None, 0] / 255 for batch in images])
-    assert not np.allclose(for_samples[NORM[0]].numpy(), expected[NORM[0]].numpy(), rtol=0.1)
-
-
-def test_with_nothing_selected_the_regulariser_does_not_act(tmp_path: Path) -> None:
-    method = eata(small_net("batch"), clean(tmp_path))
-    method(varied_images())
-    before = {name: p.detach().clone() for name, p in method.backbone.named_parameters()}
-    method.margin = 1e-9
-    method(varied_images(seed=1))
-    assert method.diagnostics["used"] == 0
-    assert method.diagnostics["loss"] > 0  # of the regulariser
-    assert all(torch.equal(p, before[name]) for name, p in method.backbone.named_parameters())
-
-
-def test_without_weight_it_is_eta(tmp_path: Path) -> None:
-    ours = eata(small_net("batch"), clean(tmp_path), fisher_alpha=0)
+def test_eata__is_eta_without_weight(tmp_path: Path) -> None:
     eta = ETA(small_net("batch"), EM(), sgd, margin=0.6, diversity=0.8)
-    for seed in range(4):
-        assert torch.equal(ours(varied_images(seed=seed)), eta(varied_images(seed=seed)))
+    torch.testing.assert_close(logits_of(eata(small_net("batch"), clean(tmp_path), fisher_alpha=0)), logits_of(eta))
 
 
-def test_only_adapted_parameters_are_held(tmp_path: Path) -> None:
-    choice = ParameterChoice(include=["body.4.*"])
-    found = fisher_information(eata(small_net("batch"), clean(tmp_path), adapt=choice).backbone, clean(tmp_path))
-    assert list(found) == ["body.4.weight", "body.4.bias"]
-
-
-def test_parameters_that_predictions_do_not_depend_on_have_no_information(tmp_path: Path) -> None:
+def test_eata__unused_parameters_have_no_information(tmp_path: Path) -> None:
     net = small_net("layer")
     net.register_module("unused", nn.LayerNorm(3))
-    assert float(fisher_information(eata(net, clean(tmp_path)).backbone, clean(tmp_path))["unused.weight"].sum()) == 0
+    method = eata(net, clean(tmp_path))
+    assert logits_of(method).isfinite().all()
+    assert torch.equal(adapted_of(method)["unused.weight"], torch.ones(3))
 
 
-def test_the_information_is_computed_once_and_says_so(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fisher__is_computed_once_and_tells(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = eata(small_net("batch"), clean(tmp_path))
     (file,) = cache.iterdir()
-    assert capsys.readouterr().err == (f"EATA, once: Fisher information of 20 clean images, to be kept at {file}\n")
+    assert_names(capsys.readouterr().err, "EATA", 20, file)
     again = eata(small_net("batch"), clean(tmp_path))
     assert capsys.readouterr().err == ""
     assert list(cache.iterdir()) == [file]
-    for seed in range(3):
-        assert torch.equal(first(varied_images(seed=seed)), again(varied_images(seed=seed)))
+    assert torch.equal(logits_of(first), logits_of(again))
 
 
 def other_weights() -> SmallNet:
@@ -142,7 +110,7 @@ def other_network() -> SmallNet:
     return net
 
 
-def test_whatever_it_follows_from_is_in_its_name(tmp_path: Path, cache: Path) -> None:
+def test_fisher__file_is_named_by_all_it_follows_from(tmp_path: Path, cache: Path) -> None:
     for count, make in enumerate(
         [
             lambda: eata(small_net("batch"), clean(tmp_path)),
@@ -162,53 +130,54 @@ def test_whatever_it_follows_from_is_in_its_name(tmp_path: Path, cache: Path) ->
     assert len(list(cache.iterdir())) == count
 
 
-@pytest.mark.parametrize("broken", [b"", b"<html>", "half", "another"], ids=str)
-def test_a_broken_cache_file_is_made_again(
-    tmp_path: Path, cache: Path, broken: bytes | str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = clean(tmp_path)
-    expected = fisher_information(model(), images)
+@pytest.mark.parametrize("broken", ["empty", "half", "another"])
+def test_fisher__broken_file_is_made_again(tmp_path: Path, cache: Path, broken: str) -> None:
+    expected = logits_of(eata(small_net("batch"), clean(tmp_path)))
     (file,) = cache.iterdir()
     whole = file.read_bytes()
-    if broken == "another":
-        fisher_information(model(), clean(tmp_path, seed=8))
-        from safetensors.torch import save_file
-
-        save_file({"body.1.weight": torch.zeros(3)}, str(file))
+    if broken == "another":  # whole, but of another choice of parameters
+        eata(small_net("batch"), clean(tmp_path), adapt=ParameterChoice(include=["body.1.*"]))
+        (other,) = set(cache.iterdir()) - {file}
+        shutil.copy(other, file)
     else:
-        file.write_bytes(whole[: len(whole) // 2] if isinstance(broken, str) else broken)
-    capsys.readouterr()
-    found = fisher_information(model(), images)
-    assert "Fisher information" in capsys.readouterr().err
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        file.write_bytes(whole[: len(whole) // 2] if broken == "half" else b"")
+    assert torch.equal(logits_of(eata(small_net("batch"), clean(tmp_path))), expected)
     assert file.read_bytes() == whole
 
 
-def test_an_interruption_leaves_no_file_behind(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Any, index: Any) -> Any:
+class Interrupted:
+    """Images of which not one is read before Ctrl-C."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def read(self, index: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
-    images = clean(tmp_path)
-    monkeypatch.setattr(type(images.source), "read", interrupted)
+    def content(self, sample: int) -> bytes:
+        return bytes([sample])
+
+
+def test_fisher__interruption_leaves_no_file(cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fisher_information(model(), images)
+        eata(small_net("batch"), CleanImages(Interrupted()))
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_the_callers_gradient_mode_and_precision_do_not_matter(tmp_path: Path, cache: Path) -> None:
-    expected = fisher_information(model().float(), clean(tmp_path))
+def test_fisher__callers_modes_do_not_matter(tmp_path: Path, cache: Path) -> None:
+    expected = logits_of(eata(small_net("batch"), clean(tmp_path)))
     shutil.rmtree(cache)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = fisher_information(model().float(), clean(tmp_path))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        method = eata(small_net("batch"), clean(tmp_path))
+    assert torch.equal(logits_of(method), expected)
 
 
-def test_the_images_name_the_result(tmp_path: Path) -> None:
-    assert eata(small_net("batch"), clean(tmp_path)).data == clean(tmp_path).digest
+def test_eata__images_name_its_data(tmp_path: Path) -> None:
+    assert eata(small_net("batch"), clean(tmp_path)).data == clean(tmp_path).digest != clean(tmp_path, seed=7).digest
     assert ETA(small_net("batch"), EM(), sgd).data == ""
 
 
-def test_wrong_weight(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"method.fisher_alpha must be a number of at least 0, got -1"):
+def test_eata__refuses_negative_weight_before_the_work(tmp_path: Path, cache: Path) -> None:
+    with raises_naming(ValueError, "fisher_alpha", -1):
         eata(small_net("batch"), clean(tmp_path), fisher_alpha=-1)
-    assert not cache.exists()  # said before the work begins
+    assert not cache.exists()

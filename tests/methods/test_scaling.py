@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from helpers.backbones import small_net, some_images
 from tta.methods import Tent
@@ -25,7 +26,7 @@ class Quick(LossScale):
 @settings(max_examples=40, deadline=None)
 @given(pattern=st.lists(st.booleans(), min_size=1, max_size=14))
 def test_the_factor_and_the_gradients_are_those_of_grad_scaler(pattern: list[bool]) -> None:
-    ours, theirs = Quick(), torch.amp.GradScaler("cpu", growth_interval=Quick.INTERVAL)
+    ours, theirs = Quick(), GradScaler("cpu", growth_interval=Quick.INTERVAL)
     weights = [nn.Parameter(torch.linspace(-1, 1, 4)), nn.Parameter(torch.ones(2, 3))]
     optimizer = torch.optim.SGD(weights, lr=0.0)
     for finite in pattern:
