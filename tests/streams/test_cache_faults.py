@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from helpers import small_tree
-from helpers.forks import forked
+from helpers.errors import assert_names, raises_naming
 from helpers.numbered_images import domain
 from helpers.small_tree import WNIDS, N, caches, make, read, same
-from tta.streams import Stream
+from tta.streams import Domain, Stream
 from tta.streams import cache as module
+from tta.streams import files as files_module
+from tta.streams.batch import Loaded
 from tta.streams.files import FileImages
-from tta.streams.imagenet import imagenet_c
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return small_tree.tree(tmp_path / "data")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def truncate(cache: Path) -> None:
@@ -58,159 +54,165 @@ def exchange_header(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what"),
+    ("spoil", "named"),
     [
-        (truncate, "has 100 bytes instead of 27648"),
-        (lose, "cannot be read (FileNotFoundError: "),
-        (blank, "has other pixels than the images that it was made of"),
-        (spoil_header, "cannot be read (JSONDecodeError: "),
-        (exchange_header, "is of other images"),
+        (truncate, (100, N * 3 * 32**2)),
+        (lose, ("FileNotFoundError",)),
+        (blank, ()),
+        (spoil_header, ("JSONDecodeError",)),
+        (exchange_header, ()),
     ],
 )
-def test_a_wrong_cache_is_made_again(
-    root: Path, folder: Path, spoil: Callable[[Path], None], what: str, capsys: pytest.CaptureFixture[str]
+def test_spoilt_cache__is_made_again_and_named(
+    small_files: Path,
+    folder: Path,
+    spoil: Callable[[Path], None],
+    named: tuple[Any, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make(root, folder).prepare()
+    make(small_files, folder).prepare()
     (fog, _) = caches(folder)
     spoil(fog)
     capsys.readouterr()
-    assert same(read(make(root, folder)), read(make(root)))
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"stream.cache: {fog} {what}")
-    assert first.endswith(": it is made again")
-    assert second.startswith("stream.cache: making the pixels of 9 images, once")
+    assert same(read(make(small_files, folder)), read(make(small_files)))
+    (problem, making) = capsys.readouterr().err.splitlines()
+    assert_names(problem, "stream.cache", fog, *named)
+    assert_names(making, N)  # the intact one is kept
 
 
-def test_unreadable_images_are_skipped_and_named_as_without_a_cache(root: Path, folder: Path) -> None:
-    (root / "fog" / "5" / WNIDS[0] / "3.JPEG").write_bytes(b"no image")
-    (root / "fog" / "5" / WNIDS[1] / "1.JPEG").unlink()
-    (root / "fog" / "5" / WNIDS[1] / "1.JPEG").symlink_to("nowhere")
-    expected = read(make(root, on_error="skip"))
+def test_unreadable_images__are_skipped_as_uncached(small_files: Path, folder: Path) -> None:
+    (small_files / "fog" / "5" / WNIDS[0] / "3.JPEG").write_bytes(b"no image")
+    (small_files / "fog" / "5" / WNIDS[1] / "1.JPEG").unlink()
+    (small_files / "fog" / "5" / WNIDS[1] / "1.JPEG").symlink_to("nowhere")
+    expected = read(make(small_files, on_error="skip"))
+    assert sum(len(batch.skipped) for batch in expected) == 2
     for _ in range(2):
-        cached = make(root, folder, on_error="skip")
-        assert same(read(cached), expected)
-    assert [domain.load.whole for domain in cached._sources] == [False, True]  # type: ignore[attr-defined]
-    for cache in (folder, folder.with_name("new")):
-        with pytest.raises(ValueError, match=r"unreadable image\(s\) in a batch of .*stream.on_error=skip"):
-            read(make(root, cache))
-    assert not caches(folder.with_name("new"))
+        assert same(read(make(small_files, folder, on_error="skip")), expected)
+    new = folder.with_name("new")
+    for cache in (folder, new):
+        with raises_naming(ValueError, "3.JPEG", "stream.on_error=skip"):
+            read(make(small_files, cache))
+    assert not caches(new)
 
 
-def test_an_image_that_could_not_be_read_once_is_tried_again(
-    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tta.streams.files import FileImages
+def test_unreadable_image__is_tried_again(small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = files_module.read_rgb
 
-    decode = FileImages._decode
-
-    def fail(self: FileImages, path: Path, pixels: np.ndarray) -> None:
+    def fail(path: Path, *arguments: Any) -> np.ndarray:
         if path.name == "5.JPEG":
             raise OSError("the server is away")
-        decode(self, path, pixels)
+        return decode(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileImages, "_decode", fail)
-        make(root, folder, on_error="skip").prepare()
-    assert same(read(make(root, folder, on_error="skip")), read(make(root)))
+        patch.setattr(files_module, "read_rgb", fail)
+        make(small_files, folder, on_error="skip").prepare()
+    assert same(read(make(small_files, folder, on_error="skip")), read(make(small_files)))
 
 
-def test_no_room(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache__needs_room_for_its_pixels(small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 0, 100_000_000 + 55_295))
-    with pytest.raises(
-        OSError, match=r"stream.cache: 55.3 kB are needed .*cache has 100.1 MB free: make room, or "
-    ) as e:
-        make(root, folder).prepare()
-    assert "stream.cache=<folder>, fewer images with stream.limit, or stream.cache=false" in str(e.value)
+    needed = 2 * N * 3 * 32**2 + module.MARGIN
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
+    with raises_naming(OSError, "55.3 kB", folder, "100.1 MB", "stream.cache", "stream.limit"):
+        make(small_files, folder).prepare()
     assert not folder.exists()
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 0, 100_000_000 + 55_296))
-    make(root, folder).prepare()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))
+    make(small_files, folder).prepare()
 
 
-def test_a_disk_that_is_full_in_the_middle_leaves_nothing(
-    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+class Stopping(FileImages):
+    """Files of images that cannot be read, or written, after the first few."""
+
+    def __init__(self, root: Path, error: BaseException) -> None:
+        super().__init__(sorted((root / "fog" / "5").glob("*/*")), 32, skip=False)
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, index: torch.Tensor) -> Loaded:
+        self.calls += 1
+        if self.calls > 1:
+            raise self.error
+        return super().__call__(index)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
+def test_cache__cut_off_while_made_leaves_nothing(
+    small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    class Full(module._Chunks):
-        def __getitem__(self, number: int) -> Any:
-            return OSError(28, "No space left on device") if number else super().__getitem__(number)
-
     monkeypatch.setattr(module, "CHUNK", 4)
-    monkeypatch.setattr(module, "_Chunks", Full)
-    with pytest.raises(
-        OSError, match=r"stream.cache: .*fog-5-\w+ cannot be written .*No space left.*stream.cache=false"
-    ):
-        make(root, folder).prepare()
+    images = Stopping(small_files, error)
+    stream = Stream([Domain("fog", 5, torch.zeros(N, dtype=torch.int64), images)], 1, 4, cache=str(folder))
+    with pytest.raises(type(error)) as caught:
+        stream.prepare()
+    assert images.calls == 2
     assert not caches(folder)
+    if isinstance(error, OSError):
+        assert_names(str(caught.value), "stream.cache", folder, error, "stream.cache=false")
 
 
-def test_a_folder_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
+def test_cache__rejects_what_cannot_be_cached(small_files: Path, tmp_path: Path) -> None:
+    for value in (None, 1, "", ["a"]):
+        with raises_naming(ValueError, "stream.cache", repr(value)):
+            make(small_files, cache=value)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OSError, match=r"stream.cache: .* cannot be written .*choose another folder with stream.cache="):
-        make(root, tmp_path / "file" / "cache").prepare()
-
-
-@pytest.mark.parametrize("value", [None, 1, "", 0.5, ["a"]], ids=repr)
-def test_wrong_value(root: Path, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"stream.cache must be true, false or a folder, got "):
-        imagenet_c(str(root), corruptions="fog", size=32, cache=value)
-
-
-def test_images_that_cannot_be_cached() -> None:
-    with pytest.raises(ValueError, match=r"stream.cache: the images of fog-5 cannot be cached: .*stream.cache=false"):
+    with raises_naming(OSError, "stream.cache", tmp_path / "file" / "cache"):
+        make(small_files, tmp_path / "file" / "cache").prepare()
+    with raises_naming(ValueError, "stream.cache=false", "fog-5"):
         Stream([domain()], 7, 5, cache=True).prepare()
 
 
-def start(root: Path, folder: Path, gate: Path) -> subprocess.Popen[str]:
-    """Start a process that makes caches, and goes on to the fourth image when ``gate`` is there."""
+def test_cache__is_made_once_by_two_at_a_time(small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for processes: each opens the lock by itself."""
+    monkeypatch.setattr(sys, "stderr", told := io.StringIO())
+    begun, go_on = threading.Event(), threading.Event()
+    asked: list[int] = []
 
-    def make_caches() -> None:
-        asked: list[Path] = []
-        decode = FileImages._decode
+    class Slow(FileImages):
+        def __call__(self, index: torch.Tensor) -> Loaded:
+            asked.extend(index.tolist())
+            begun.set()
+            assert go_on.wait(60)
+            return super().__call__(index)
 
-        def slowly(self: FileImages, path: Path, pixels: Any) -> None:
-            print("decoded", flush=True)
-            asked.append(path)
-            while len(asked) > 3 and not gate.exists():
-                time.sleep(0.01)
-            decode(self, path, pixels)
+    def open_it() -> Loaded:
+        images = Slow(sorted((small_files / "fog" / "5").glob("*/*")), 32, skip=False)
+        domains = [Domain("fog", 5, torch.zeros(N, dtype=torch.int64), images)]
+        (cached,) = module.open_cached(domains, [torch.arange(N)], folder, workers=0)
+        return cached.load(torch.arange(N))
 
-        FileImages._decode = slowly  # type: ignore[method-assign]
-        imagenet_c(str(root), ["fog", "snow"], size=32, workers=0, cache=str(folder)).prepare()
-        print("done", flush=True)
-
-    return forked(make_caches, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def test_two_processes_make_it_once(root: Path, folder: Path) -> None:
-    gate = root / "gate"
-    first = start(root, folder, gate)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "decoded\n"
-    second = start(root, folder, gate)
-    assert second.stderr is not None
-    second.stderr.readline()
-    assert "another process is making " in (line := second.stderr.readline())
-    assert line.endswith(": waiting until it has done\n")
-    gate.touch()
-    (told_first, _), (told_second, _) = first.communicate(timeout=60), second.communicate(timeout=60)
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert told_first.splitlines()[-1] == told_second.splitlines()[-1] == "done"
-    # Who finds a cache made by the other compares a few of its images with their files.
-    decoded = 1 + told_first.count("decoded") + told_second.count("decoded")
-    assert 2 * N <= decoded <= 2 * (N + module.COMPARED)
-    assert len(caches(folder)) == 2
-    assert same(read(make(root, folder)), read(make(root)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(open_it)
+        assert begun.wait(60)
+        second = pool.submit(open_it)
+        while "fog-5-" not in told.getvalue():  # the second tells what it waits for
+            assert not second.done()
+            time.sleep(0.01)
+        go_on.set()
+        assert torch.equal(first.result(60).images, second.result(60).images)
+    assert len(asked) == N + module.COMPARED  # the second compares a few images with their files
+    assert len(caches(folder)) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_in_the_middle(root: Path, folder: Path, number: signal.Signals) -> None:
-    process = start(root, folder, root / "gate")
-    assert process.stdout is not None
-    for _ in range(3):
-        assert process.stdout.readline() == "decoded\n"
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert not [path for path in caches(folder) if not path.name.startswith(".")]
-    assert same(read(make(root, folder)), read(make(root)))
+@pytest.mark.slow
+def test_cache__killed_while_made_is_made_anew(small_files: Path, folder: Path) -> None:
+    program = f"""
+import os, signal
+from tta.streams import files
+from tta.streams.imagenet import imagenet_c
+
+read, asked = files.read_rgb, []
+
+def read_rgb(*arguments):
+    asked.append(arguments)
+    if len(asked) > 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(*arguments)
+
+files.read_rgb = read_rgb
+imagenet_c({str(small_files)!r}, ["fog", "snow"], size=32, workers=0, cache={str(folder)!r}).prepare()
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL
+    (left,) = caches(folder)
+    assert left.name.startswith(".")
+    assert same(read(make(small_files, folder)), read(make(small_files)))
     assert len(caches(folder)) == 2  # what was left is cleared away

@@ -1,14 +1,15 @@
+"""CIFAR-10.1 in its official layout."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from helpers import tiny_data
+from helpers.errors import raises_naming
 from helpers.faulty_server import Server
 from tta.data import catalogue
 from tta.data.catalogue import DataSet, File, Part
@@ -34,7 +35,7 @@ def write(folder: Path, version: str = "v6", changes: dict[str, np.ndarray] | No
 
 
 @pytest.mark.parametrize("below", ["", "CIFAR-10.1"])
-def test_images_and_labels(tmp_path: Path, below: str) -> None:
+def test_cifar10_1__has_its_images_and_labels(tmp_path: Path, below: str) -> None:
     for version in CIFAR10_1:
         write(tmp_path / below, version)
         stream = cifar10_1(str(tmp_path), version)
@@ -48,52 +49,46 @@ def test_images_and_labels(tmp_path: Path, below: str) -> None:
         assert [(domain.name, domain.severity) for domain in stream.domains] == [(f"cifar10_1_{version}", 0)]
 
 
-def test_an_unknown_version(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"stream.version must be one of v6, v4; got 'v5'"):
-        cifar10_1(str(write(tmp_path)), "v5")
-
-
-def test_nothing_there(tmp_path: Path) -> None:
-    expected = r"expected CIFAR-10.1 \(cifar10.1_v4_data.npy and cifar10.1_v4_labels.npy\) in .*"
-    for root, what in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "is empty")):
-        with pytest.raises(FileNotFoundError, match=f"{expected}{what}.*stream.download=true"):
+def test_cifar10_1__missing_files_are_named(tmp_path: Path) -> None:
+    data, labels = "cifar10.1_v4_data.npy", "cifar10.1_v4_labels.npy"
+    for root in (tmp_path / "nowhere", tmp_path, write(tmp_path / "other")):
+        with raises_naming(FileNotFoundError, "stream.root", data, labels, root, "stream.download=true"):
             cifar10_1(str(root), "v4")
-    with pytest.raises(FileNotFoundError, match=f"{expected}has no cifar10.1_v4_data.npy and no cifar10.1_v4_lab"):
-        cifar10_1(str(write(tmp_path)), "v4")
-    (write(tmp_path, "v4") / "cifar10.1_v4_data.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{expected}has no cifar10.1_v4_data.npy\."):
+    (write(tmp_path, "v4") / data).unlink()
+    with raises_naming(FileNotFoundError, data):
         cifar10_1(str(tmp_path), "v4")
+    with raises_naming(ValueError, "stream.version", "v6", "v4", "'v5'"):
+        cifar10_1(str(tmp_path), "v5")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"labels": LABELS + 1}, r"v6_labels.npy: expected labels from 0 to 9, got 1 to 10"),
-        ({"labels": LABELS - 1}, r"v6_labels.npy: expected labels from 0 to 9, got -1 to 8"),
-        ({"labels": LABELS[:, None]}, r"v6_labels.npy: expected whole numbers of shape \(N,\), got int32 \(5, 1\)"),
-        ({"labels": LABELS[:4]}, r"v6_data.npy has 5 images, but cifar10.1_v6_labels.npy has 4 labels"),
-        ({"data": np.zeros((5, 3, 32, 32), np.uint8)}, r"expected uint8 \(N, 32, 32, 3\), got uint8 \(5, 3, 32, 32\)"),
-        ({"data": np.zeros((5, 32, 32, 3))}, r"expected uint8 \(N, 32, 32, 3\), got float64 \(5, 32, 32, 3\)"),
+        ({"labels": LABELS + 1}, ("v6_labels.npy", "0 to 9", "10")),
+        ({"labels": LABELS - 1}, ("v6_labels.npy", "0 to 9", "-1")),
+        ({"labels": LABELS[:, None]}, ("v6_labels.npy", "(N,)", "(5, 1)")),
+        ({"labels": LABELS[:4]}, ("v6_data.npy", 5, "v6_labels.npy", 4)),
+        ({"data": np.zeros((5, 32, 32, 3))}, ("v6_data.npy", "uint8", "float64")),
     ],
 )
-def test_wrong_arrays(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_cifar10_1__rejects_wrong_arrays(
+    tmp_path: Path, changes: dict[str, np.ndarray], named: tuple[object, ...]
+) -> None:
+    with raises_naming(ValueError, *named):
         cifar10_1(str(write(tmp_path, changes=changes)))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda path: path.write_bytes(path.read_bytes()[:500]), lambda path: path.write_text("<html>")],
-    ids=["truncated", "html"],
-)
-def test_damaged_files(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
-    damage(write(tmp_path) / "cifar10.1_v6_data.npy")
-    with pytest.raises(ValueError, match=r"v6_data.npy cannot be read, it is truncated or no .npy file"):
+def test_cifar10_1__truncated_file_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path) / "cifar10.1_v6_data.npy"
+    file.write_bytes(file.read_bytes()[:500])
+    with raises_naming(ValueError, file):
         cifar10_1(str(tmp_path))
 
 
 @pytest.mark.parametrize("version", CIFAR10_1)
-def test_download(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_cifar10_1__downloads_one_version(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     parts = []
     for each in CIFAR10_1:
         made = arrays(each)
@@ -109,7 +104,6 @@ def test_download(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatc
         assert sorted(path.name for path in (tmp_path / "CIFAR-10.1").iterdir()) == sorted(arrays(version))
     assert len(server.requests) == 2
     server.files.clear()
-    with pytest.raises(
-        OSError, match=rf"cifar10_1 could not be fetched.*--root .*{' --parts v4`' if version == 'v4' else '`'}"
-    ):
+    command = f"tta-data get cifar10_1 --root {tmp_path / 'other'}{' --parts v4' if version == 'v4' else ''}"
+    with raises_naming(OSError, "cifar10_1", command):
         cifar10_1(str(tmp_path / "other"), version, download=True)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from timm.data import ImageNetInfo
 from torchvision import transforms
 
+from helpers.errors import raises_naming
 from tta.backbones import timm_backbone
 from tta.data.layouts import FOLDERS, Images
 from tta.streams import Batch, Scenario, Stream
@@ -49,7 +48,7 @@ def read(stream: Stream) -> list[Batch]:
     return list(stream.batches(stream.plan(Scenario(order="file"), 0)))
 
 
-def test_the_200_classes_are_those_of_the_published_masks() -> None:
+def test_parts__are_the_200_of_the_published_masks() -> None:
     """The first of them, as the official evaluation codes of -R and -A have them; all of them, by timm's own lists."""
     for name, wnids, first in (("imagenet_r", R, [1, 2, 4, 6, 8, 9, 11]), ("imagenet_a", A, [6, 11, 13, 15, 17, 22])):
         places = [imagenet_classes()[wnid] for wnid in wnids]
@@ -65,9 +64,8 @@ def test_the_200_classes_are_those_of_the_published_masks() -> None:
 
 
 @pytest.mark.parametrize(("dataset", "wnids"), [("imagenet_r", R), ("imagenet_a", A)])
-def test_labels_are_places_in_the_part_also_when_folders_are_missing(
-    tmp_path: Path, dataset: str, wnids: list[str]
-) -> None:
+def test_parts__labels_are_places_in_the_part(tmp_path: Path, dataset: str, wnids: list[str]) -> None:
+    """Also when folders are missing."""
     places = [199, 0, 5, 120]
     root = tree(tmp_path / FOLDERS[dataset], [wnids[place] for place in places], each=2)
     (root / "README.txt").write_text("as in the archives")
@@ -82,7 +80,7 @@ def test_labels_are_places_in_the_part_also_when_folders_are_missing(
     assert torch.equal(read(make(root, dataset))[0].images, batch.images)  # the folder itself
 
 
-def test_numbers_of_v2_are_numbers_not_text(tmp_path: Path) -> None:
+def test_imagenet_v2__folders_are_numbers_not_text(tmp_path: Path) -> None:
     """As text, 10 and 11 come before 2."""
     tree(tmp_path / "imagenetv2-matched-frequency-format-val", [str(number) for number in range(12)])
     stream = make(tmp_path, "imagenet_v2")
@@ -94,39 +92,27 @@ def test_numbers_of_v2_are_numbers_not_text(tmp_path: Path) -> None:
     assert (stream.num_classes, stream.classes) == (1000, None)
 
 
-@settings(max_examples=15, deadline=None)
-@given(numbers=st.sets(st.integers(0, 999), min_size=1, max_size=12))
-def test_any_numbers_of_v2(numbers: set[int], tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("v2")
-    for number in numbers:
-        (root / str(number)).mkdir()
-        (root / str(number) / f"{number}.jpeg").touch()
-    stream = make(root, "imagenet_v2")
-    assert stream.domains[0].labels.tolist() == sorted(numbers)
-    paths = stream.domains[0].load.paths  # type: ignore[attr-defined]
-    assert [int(path.stem) for path in paths] == sorted(numbers)
-
-
-def test_versions_of_v2(tmp_path: Path) -> None:
+def test_imagenet_v2__versions_have_their_folders(tmp_path: Path) -> None:
     tree(tmp_path / "imagenetv2-top-images-format-val", ["3"])
     (domain,) = make(tmp_path, "imagenet_v2", version="top-images").domains
     assert domain.name == "imagenet_v2_top-images"
-    with pytest.raises(FileNotFoundError, match=r"expected imagenetv2-threshold0.7-format-val.*stream.root=<folder>$"):
+    with raises_naming(FileNotFoundError, "imagenetv2-threshold0.7-format-val", "stream.root") as caught:
         make(tmp_path, "imagenet_v2", version="threshold0.7")
-    with pytest.raises(FileNotFoundError, match="or fetch the data with `tta-data get imagenet_v2 --root"):
+    assert "tta-data" not in str(caught.value)  # which fetches one version only
+    with raises_naming(FileNotFoundError, "stream.root", f"tta-data get imagenet_v2 --root {tmp_path}"):
         make(tmp_path, "imagenet_v2")
 
 
-@pytest.mark.parametrize("above", [True, False], ids=["sketch", "directly"])
-def test_sketch_has_the_1000(tmp_path: Path, above: bool) -> None:
-    folder = tree(tmp_path / "sketch" if above else tmp_path / "drawings", [WNIDS[place] for place in (999, 3, 17)])
-    stream = make(tmp_path if above else folder, "imagenet_sketch")
-    (batch,) = read(stream)
-    assert batch.labels.tolist() == [3, 17, 999]
-    assert (stream.num_classes, stream.classes) == (1000, None)
+def test_imagenet_sketch__has_the_1000(tmp_path: Path) -> None:
+    for folder in (tmp_path / "sketch", tmp_path / "drawings"):
+        tree(folder, [WNIDS[place] for place in (999, 3, 17)])
+    for root in (tmp_path, tmp_path / "drawings"):
+        stream = make(root, "imagenet_sketch")
+        assert stream.domains[0].labels.tolist() == [3, 17, 999]
+        assert (stream.num_classes, stream.classes) == (1000, None)
 
 
-def test_names_of_folders_are_those_that_downloads_are_checked_for(tmp_path: Path) -> None:
+def test_folders__are_those_downloads_are_checked_for(tmp_path: Path) -> None:
     for dataset, names in (("imagenet_r", R), ("imagenet_v2", [str(number) for number in range(1000)])):
         root = tmp_path / dataset
         for name in names:
@@ -136,60 +122,57 @@ def test_names_of_folders_are_those_that_downloads_are_checked_for(tmp_path: Pat
         assert TEST_SETS[dataset].folders().classes.keys() == set(names)
 
 
-def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+def test_test_set__unreadable_image_is_named_or_skipped(tmp_path: Path) -> None:
     root = tree(tmp_path, R[:4])
     (root / R[2] / "0.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=rf"1 unreadable image.*{R[2]}.*not an image.*stream.on_error=skip"):
+    with raises_naming(ValueError, root / R[2] / "0.png", "stream.on_error=skip"):
         read(make(root, "imagenet_r"))
     (batch,) = read(make(root, "imagenet_r", on_error="skip"))
     assert batch.labels.tolist() == [0, 1, 3]
     assert len(batch.skipped) == 1
 
 
-def test_a_folder_of_another_data_set(tmp_path: Path) -> None:
+def test_test_set__folder_of_another_is_named(tmp_path: Path) -> None:
     other = next(wnid for wnid in A if wnid not in R)
     root = tree(tmp_path / "data", [R[0], other])
-    with pytest.raises(ValueError, match=rf"'{other}' is not one of the 200 wnids of ImageNet-R .stream=clean takes"):
+    with raises_naming(ValueError, repr(other), "ImageNet-R"):
         make(root, "imagenet_r")
-    root = tree(tmp_path / "v2", ["0", "1000"])
-    with pytest.raises(ValueError, match=r"v2/1000: '1000' is not one of the class numbers 0 to 999"):
-        make(root, "imagenet_v2")
-    root = tree(tmp_path / "padded", ["0", "007"])
-    with pytest.raises(ValueError, match="'007' is not one of the class numbers 0 to 999"):
-        make(root, "imagenet_v2")
+    for number in ("1000", "007"):
+        root = tree(tmp_path / number, ["0", number])
+        with raises_naming(ValueError, root / number, repr(number), 0, 999):
+            make(root, "imagenet_v2")
 
 
-def test_a_root_without_the_data(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"expected imagenet-r, or a folder with <wnid>.*no .*x\. .*tta-data get"
-    ):
+def test_test_set__missing_data_are_named(tmp_path: Path) -> None:
+    with raises_naming(FileNotFoundError, "stream.root", "imagenet-r", tmp_path / "x", "tta-data get"):
         make(tmp_path / "x", "imagenet_r")
-    with pytest.raises(FileNotFoundError, match=r"classes of ImageNet-A, but .* holds no folders. Give .*=<folder>$"):
+    with raises_naming(FileNotFoundError, "stream.root", "ImageNet-A", tmp_path):
         make(tmp_path, "imagenet_a")
     for name in "abcdefghijklmnopqrstuvw":
         (tmp_path / name).mkdir()
-    with pytest.raises(FileNotFoundError, match=r"but .* holds a, b, c, .* s, t \.\.\.\. Give"):
+    with raises_naming(FileNotFoundError, "a, b, c", "s, t") as caught:
         make(tmp_path, "imagenet_sketch")
+    assert "t, u" not in str(caught.value)  # the first twenty will do
     (tmp_path / "imagenet-a" / A[0]).mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"there are no images in .*imagenet-a; expected <wnid>/\*.JPEG"):
+    with raises_naming(FileNotFoundError, tmp_path / "imagenet-a", "<wnid>/*.JPEG"):
         make(tmp_path, "imagenet_a")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "named"),
     [
-        ({"dataset": "imagenet_x"}, "stream.dataset must be one of imagenet_r, imagenet_a, .*; got 'imagenet_x'"),
-        ({"dataset": "imagenet_v2", "version": "v1"}, "stream.version must be one of matched-frequency, .*; got 'v1'"),
-        ({"on_error": "ignore"}, "stream.on_error must be stop or skip"),
-        ({"size": 0}, "stream.size must be a whole number of at least 1, got 0"),
+        ({"dataset": "imagenet_x"}, ("stream.dataset", *TEST_SETS, "'imagenet_x'")),
+        ({"dataset": "imagenet_v2", "version": "v1"}, ("stream.version", "matched-frequency", "'v1'")),
+        ({"on_error": "ignore"}, ("stream.on_error", "stop", "skip", "'ignore'")),
+        ({"size": 0}, ("stream.size", 1, 0)),
     ],
 )
-def test_wrong_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_test_set__rejects_wrong_options(tmp_path: Path, options: dict[str, Any], named: tuple[object, ...]) -> None:
+    with raises_naming(ValueError, *named):
         make(tmp_path, **{"dataset": "imagenet_r", **options})
 
 
-def test_clean_images_are_as_they_are(tmp_path: Path) -> None:
+def test_clean__images_are_as_they_are(tmp_path: Path) -> None:
     pixels = np.stack([image(k)[:32, :32] for k in range(6)])
     np.savez(tmp_path / "x.npz", images=pixels, labels=np.array([0, 1, 2, 3, 0, 1]))
     stream = clean(str(tmp_path / "x.npz"), num_classes=10, workers=0)
@@ -200,7 +183,7 @@ def test_clean_images_are_as_they_are(tmp_path: Path) -> None:
     assert [(domain.name, domain.severity) for domain in stream.domains] == [("clean", 0)]
 
 
-def test_clean_images_of_a_part_of_imagenet(tmp_path: Path) -> None:
+def test_clean__images_of_a_part_of_imagenet(tmp_path: Path) -> None:
     root = tree(tmp_path / "val", [WNIDS[0], *R[:2], R[199]])
     assert read(clean(str(root), size=28, workers=0))[0].labels.tolist() == [0, 1, 2, WNIDS.index(R[199])]
     stream = clean(str(root), size=28, workers=0, classes="imagenet_r")
@@ -213,7 +196,7 @@ def test_clean_images_of_a_part_of_imagenet(tmp_path: Path) -> None:
     assert torch.equal(read(stream)[0].images, read(make(root, "imagenet_r"))[0].images)
 
 
-def test_the_part_is_in_the_name_of_the_data(tmp_path: Path) -> None:
+def test_clean__digest_is_of_the_part_too(tmp_path: Path) -> None:
     root = tree(tmp_path / "val", [WNIDS[2], WNIDS[5]])
     (tmp_path / "one.txt").write_text(f"{WNIDS[2]}\n{WNIDS[5]}\n")
     (tmp_path / "two.txt").write_text(f"{WNIDS[2]}\n{WNIDS[5]}\n{WNIDS[9]}\n")
@@ -224,19 +207,18 @@ def test_the_part_is_in_the_name_of_the_data(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-def test_real_images_and_weights_agree(shared: Path, tmp_path: Path) -> None:
-    """Were the order of the part wrong, or the logits not restricted to it, the accuracy would not be had."""
+def test_parts__real_images_and_weights_agree(shared: Path, tmp_path: Path) -> None:
+    """A wrong order of the part, or logits not restricted to it, would cost the accuracy."""
+    weights = shared / "models" / "tf_efficientnet_lite0_imagenet.safetensors"
     for name, wnids in (("imagenet_r", R), ("imagenet_a", A)):
         for wnid in wnids:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / wnid).symlink_to(shared / "data" / "imagenet-224-1000" / wnid)
-        stream = make(tmp_path / name, name, size=224, limit=60, batch_size=20)
-        weights = shared / "models" / "tf_efficientnet_lite0_imagenet.safetensors"
+        stream = make(tmp_path / name, name, size=224, limit=20)
         backbone = timm_backbone("tf_efficientnet_lite0", checkpoint=str(weights)).eval()
         assert stream.classes is not None
         backbone.restrict(stream.classes.places, stream.classes.total)
-        hits = 0
-        for batch in read(stream):
-            with torch.inference_mode():
-                hits += int((backbone(batch.images.float() / 255).argmax(1) == batch.labels).sum())
-        assert hits / 60 > 0.85, name
+        (batch,) = read(stream)
+        with torch.inference_mode():
+            hits = (backbone(batch.images.float() / 255).argmax(1) == batch.labels).sum()
+        assert hits >= 16, name
