@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, tables
 from tta.compare.drawn import Figure, Series, Style, figures, stretches_of, styles
-from tta.compare.figures import write_figures
 
 
 def drawn(folder: Path) -> tuple[Table, dict[str, Figure]]:
@@ -28,7 +27,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_method_looks_the_same_in_all_figures(runs: Path) -> None:
+def test_styles__same_in_all_figures(runs: Path) -> None:
     _, found = drawn(runs)
     assert sorted(found) == ["", "classes", "cost", "domains", "lr"]
     for figure in found.values():
@@ -37,7 +36,7 @@ def test_a_method_looks_the_same_in_all_figures(runs: Path) -> None:
         assert looks["source"].color == "#000000"
 
 
-def test_methods_of_one_learning_rate_each_have_no_figure_over_them(tmp_path: Path) -> None:
+def test_lr_figure__only_where_a_method_has_several(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "bn_adapt", 0, {"fog": 0.5, "snow": 0.7})
     for method, lr in (("eta", 0.001), ("adadem", 0.005)):
         learns = {"_target_": f"m.{method}", "optimizer": {"_target_": "o.SGD", "lr": lr}}
@@ -46,10 +45,9 @@ def test_methods_of_one_learning_rate_each_have_no_figure_over_them(tmp_path: Pa
     assert {row.lr for row in table.every_rate} == {None, 0.001, 0.005}
     assert not table.sweeps_rates
     assert sorted(found) == ["", "classes", "cost", "domains"]
-    assert write_figures(list(found.values()), tmp_path / "comparison")
 
 
-def test_styles_do_not_repeat_and_do_not_depend_on_a_table(tmp_path: Path) -> None:
+def test_styles__differ_and_are_shared_by_tables(tmp_path: Path) -> None:
     for number in range(12):
         write_run(tmp_path / f"m{number}", f"m{number}", 0, {"fog": 0.05 * number})
     write_run(tmp_path / "other", "m3", 0, {"fog": 0.1}, weights="others")
@@ -61,7 +59,7 @@ def test_styles_do_not_repeat_and_do_not_depend_on_a_table(tmp_path: Path) -> No
     assert {looks[f"m{number}"].dash for number in range(6, 12)} == {"solid"}
 
 
-def test_the_online_curve_is_the_mean_over_seeds_with_gaps_between_domains(runs: Path) -> None:
+def test_online_curve__mean_of_seeds_with_gaps(runs: Path) -> None:
     _, found = drawn(runs)
     figure = found[""]
     tent = figure.series[1]
@@ -69,10 +67,10 @@ def test_the_online_curve_is_the_mean_over_seeds_with_gaps_between_domains(runs:
     np.testing.assert_allclose(tent.y, [75, 75, np.nan, 60, 60, np.nan])
     np.testing.assert_allclose(np.asarray(tent.x, dtype=float), [50, 100, np.nan, 150, 200, np.nan])
     assert figure.stretches == [(100.0, "fog"), (200.0, "snow")]
-    assert figure.note == "learning rates: of each method the one with the best mean, chosen on the test stream"
+    assert figure.note  # rates were chosen on the test stream
 
 
-def test_bars_by_domain_and_mean(runs: Path) -> None:
+def test_domain_bars__means_and_deviations(runs: Path) -> None:
     _, found = drawn(runs)
     source, tent = found["domains"].series
     assert source.x == ["fog", "snow", "mean"]
@@ -80,14 +78,14 @@ def test_bars_by_domain_and_mean(runs: Path) -> None:
     assert source.error is None
     assert tent.error is not None
     np.testing.assert_allclose(tent.error, [7.07107, 0, 3.53553], atol=1e-4)
-    assert found["domains"].ylabel == "accuracy (%), ± deviation over seeds"
+    assert "±" in found["domains"].ylabel
     for run in runs.glob("*-1"):
         (run / "summary.json").unlink()
     _, found = drawn(runs)
-    assert found["domains"].ylabel == "accuracy (%)"
+    assert "±" not in found["domains"].ylabel
 
 
-def test_predicted_classes_beside_labels(runs: Path) -> None:
+def test_classes__shares_beside_labels(runs: Path) -> None:
     _, found = drawn(runs)
     labels, source, _ = found["classes"].series
     assert (labels.label, labels.kind) == ("labels", "bar")
@@ -95,7 +93,7 @@ def test_predicted_classes_beside_labels(runs: Path) -> None:
     np.testing.assert_allclose(source.y, [55, 45])
 
 
-def test_many_classes_are_ranked(tmp_path: Path) -> None:
+def test_classes__many_are_ranked(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "source", 0, {"fog": 0.5})
     rows = "".join(f"fog,5,1,{c},1,{c % 3},0\n" for c in range(30))
     (folder / "classes.csv").write_text("domain,severity,visit,class,labels,predictions,correct\n" + rows)
@@ -103,10 +101,10 @@ def test_many_classes_are_ranked(tmp_path: Path) -> None:
     _, source = found["classes"].series
     np.testing.assert_allclose(source.y, 100 / 30 * np.repeat([2, 1, 0], 10))
     np.testing.assert_allclose(np.asarray(source.x, dtype=float), np.arange(1, 31))
-    assert found["classes"].xlabel == "rank of the class by frequency"
+    assert "rank" in found["classes"].xlabel
 
 
-def test_cost_is_a_multiple_of_source_or_in_milliseconds(runs: Path) -> None:
+def test_cost__multiple_of_source_or_milliseconds(runs: Path) -> None:
     _, found = drawn(runs)
     source, tent = found["cost"].series
     assert (list(source.x), list(tent.x)) == ([1.0], [pytest.approx(2.0)])
@@ -114,10 +112,10 @@ def test_cost_is_a_multiple_of_source_or_in_milliseconds(runs: Path) -> None:
     (runs / "a" / "summary.json").unlink()
     _, found = drawn(runs)
     assert found["cost"].series[0].x == pytest.approx([20.0])
-    assert found["cost"].xlabel == "time for an image (ms)"
+    assert "(ms)" in found["cost"].xlabel
 
 
-def test_learning_rates_are_lines_and_the_baseline_a_level(runs: Path) -> None:
+def test_lr_figure__lines_and_a_level_of_the_baseline(runs: Path) -> None:
     _, found = drawn(runs)
     source, tent = found["lr"].series
     assert source.kind == "level"
@@ -127,17 +125,17 @@ def test_learning_rates_are_lines_and_the_baseline_a_level(runs: Path) -> None:
     assert found["lr"].ticks == [0.01, 0.1]
 
 
-def test_more_methods_than_can_be_told_apart_are_cut_and_counted(tmp_path: Path) -> None:
+def test_many_methods__are_cut_and_counted(tmp_path: Path) -> None:
     for number in range(15):
         write_run(tmp_path / f"m{number}", f"m{number}", 0, {"fog": 0.5 + 0.01 * number})
     write_run(tmp_path / "s", "source", 0, {"fog": 0.1})
     _, found = drawn(tmp_path)
     assert [series.label for series in found[""].series] == ["source", *(f"m{number}" for number in range(4, 15))]
-    assert found[""].note == "12 of 16 methods: the baselines and the best"
+    assert "12 of 16" in found[""].note
     assert len(found["cost"].series) == 16
 
 
-def test_long_curves_are_thinned_but_keep_their_ends(tmp_path: Path) -> None:
+def test_online_curve__long_one_keeps_its_ends(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", "source", 0, {"fog": 0.5})
     rows = "".join(f"{step},fog,5,1,1,{0.001 * step}\n" for step in range(500))
     (folder / "batches.csv").write_text("step,domain,severity,visit,n,domain_accuracy\n" + rows)
@@ -149,7 +147,7 @@ def test_long_curves_are_thinned_but_keep_their_ends(tmp_path: Path) -> None:
     assert source.y[-2] == pytest.approx(49.9)
 
 
-def test_stretches_are_domains_or_where_too_many_rounds() -> None:
+def test_stretches__domains_or_rounds() -> None:
     visits = [(name, 5, visit) for visit in range(1, 31) for name in ("fog", "snow")]
     places = pd.DataFrame(visits, columns=["domain", "severity", "visit"])
     end = pd.Series(100.0 * (places.index + 1))
@@ -157,7 +155,7 @@ def test_stretches_are_domains_or_where_too_many_rounds() -> None:
     assert [name for _, name in stretches_of(places[:4], end[:4])] == ["fog", "snow", "fog", "snow"]
 
 
-def test_ticks_of_a_long_and_of_a_short_axis() -> None:
+def test_ticks__of_long_and_short_axes() -> None:
     def ticks(*x: float) -> list[float]:
         return Figure("", "", "", "", [Series("a", Style("#000"), np.array(x), np.array(x))]).ticks
 
@@ -175,7 +173,8 @@ def test_ticks_of_a_long_and_of_a_short_axis() -> None:
 
 
 @given(st.floats(1e-8, 1e8), st.floats(1, 1e8))
-def test_ticks_are_some_but_not_too_many_and_close_to_what_is_drawn(low: float, ratio: float) -> None:
+@settings(max_examples=60)
+def test_ticks__are_few_and_close_to_the_points(low: float, ratio: float) -> None:
     figure = Figure("", "", "", "", [Series("a", Style("#000"), np.zeros(2), np.array([low, low * ratio]))])
     assert 4 <= len(figure.ticks) <= 17
     assert figure.ticks == sorted(set(figure.ticks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -62,12 +63,12 @@ def page(browser: Any, file: Path) -> Iterator[Any]:
     context.close()
 
 
-def test_the_file_names_no_other() -> None:
+def test_assets__name_no_other_file() -> None:
     css, js = (Path(main.__code__.co_filename).with_name(f"page.{kind}").read_text() for kind in ("css", "js"))
     assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest", css + js)
 
 
-def test_words_of_runs_are_no_markup(file: Path) -> None:
+def test_page__words_of_runs_are_no_markup(file: Path) -> None:
     text = file.read_text()
     assert "<script>alert(1)" not in text
     assert "others</script>" not in text
@@ -76,11 +77,42 @@ def test_words_of_runs_are_no_markup(file: Path) -> None:
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", before)
 
 
+def test_page__cells_values_and_warnings(file: Path) -> None:
+    text = file.read_text()
+    before = text[: text.index("<script>")]
+    (first, *_) = re.findall(r'<table class="sortable">.*?</table>', before, re.DOTALL)
+    found = {
+        re.findall(r"<th scope=\"row\">(.*?)</th>", line)[0]: re.findall(r"<td(.*?)>(.*?)</td>", line)
+        for line in first.splitlines()
+        if line.startswith("<tr>")
+    }
+    assert list(found) == ["t3a", "source", "tent + em (lr 0.01)", "tent + em (lr 0.1)"]
+    attributes, mean = found["tent + em (lr 0.1)"][0]
+    assert mean == "75.00 ±0.00"
+    assert 'class="best"' in attributes
+    assert 'data-value="75"' in attributes
+    assert 'class="second"' in found["tent + em (lr 0.01)"][0][0]
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', before)
+    assert any("table 1: weights w" in warning and "table 2: weights others" in warning for warning in warnings)
+
+
+def test_page__plots_hold_the_figures(file: Path) -> None:
+    found = re.search(r'<script type="application/json" id="plots">(.*?)</script>', file.read_text(), re.DOTALL)
+    assert found is not None
+    plots = json.loads(found[1])
+    assert len(plots) == 5 + 4  # one table sweeps the learning rate
+    assert [trace["name"] for trace in plots["figure-0-0"]["data"]] == ["t3a", "source", "tent + em (lr 0.1)"]
+    bars = plots["figure-0-1"]["data"][0]
+    assert bars["x"] == ["fog", "snow", "mean"]
+    assert bars["y"] == pytest.approx([90, 10, 50])
+
+
 def rows(page: Any, table: int = 0) -> list[str]:
     return page.locator("table.sortable").nth(table).locator("tbody th").all_inner_texts()
 
 
-def test_tables_sort_by_any_column_and_back(page: Any) -> None:
+@pytest.mark.slow
+def test_browser__tables_sort_by_any_column_and_back(page: Any) -> None:
     first = page.locator("table.sortable").first
     worst_first = ["t3a", "source", "tent + em (lr 0.01)", "tent + em (lr 0.1)"]
     assert rows(page) == worst_first
@@ -100,7 +132,8 @@ def test_tables_sort_by_any_column_and_back(page: Any) -> None:
     assert first.locator("thead th[aria-sort]").count() == 1
 
 
-def test_best_and_second_look_it(page: Any) -> None:
+@pytest.mark.slow
+def test_browser__best_and_second_look_it(page: Any) -> None:
     first = page.locator("table.sortable").first
 
     def style(mark: str, name: str) -> str:
@@ -110,7 +143,8 @@ def test_best_and_second_look_it(page: Any) -> None:
     assert "underline" in style("second", "textDecorationLine")
 
 
-def test_every_figure_is_drawn_and_answers_the_mouse(page: Any) -> None:
+@pytest.mark.slow
+def test_browser__figures_are_drawn_and_react(page: Any) -> None:
     plots = page.locator(".plot")
     assert plots.count() == 5 + 4  # one table sweeps the learning rate
     for place in range(plots.count()):
@@ -130,7 +164,3 @@ def test_every_figure_is_drawn_and_answers_the_mouse(page: Any) -> None:
     page.locator(".hoverlayer .hovertext").first.wait_for()
     if folder := os.environ.get("TTA_SCREENSHOTS"):  # to look at
         page.screenshot(path=Path(folder) / "page.png", full_page=True)
-
-
-def test_warnings_are_on_the_page(page: Any) -> None:
-    assert any("cannot be compared: table 1: weights w" in text for text in page.locator(".warning").all_inner_texts())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from helpers.errors import assert_names
 from helpers.written_runs import write_run
 from tta.compare import Table, find_runs, tables
 from tta.compare.cells import domain_columns, notes
@@ -38,10 +39,9 @@ def rates(folder: Path) -> Table:
     return found
 
 
-def test_markdown(table: Table) -> None:
+def test_markdown__cells(table: Table) -> None:
     lines = markdown(table).splitlines()
-    assert lines[0].startswith("demo, single_domain (reset=domain, order=shuffle), demo: online accuracy in per cent; ")
-    assert lines[0].endswith("severity 5, 100 images per domain, batch size 50, weights w.")
+    assert_names(lines[0], "demo", "reset=domain", "order=shuffle", "severity 5", "100 images", "size 50", "weights w")
     assert lines[2] == "| method | gauss | fog | my own | snow | frost | jpeg | bright | contr | mean | Δ source | p |"
     assert lines[3] == "|---|" + "---:|" * 11
     best = " | ".join(f"**{60 + n}.0**" for n in range(8))
@@ -51,43 +51,37 @@ def test_markdown(table: Table) -> None:
         f"| t3a | {second} | <ins>50.00 ±0.00</ins> | +0.00 ±0.00 | 1.000 |",
         f"| tent + em (lr 0.01) | {best} | **63.50 ±1.41** | +13.50 ±1.41 | 0.016 |",  # 2 / 2^8, times two
     ]
-    assert lines[-1] == (
-        "Runs: `tta -m method=source,tent 'stream.corruptions=[fog,snow]'`; 2026-01-01, 2026-01-02; torch 2.11.0; "
-        "cpu (2 threads)."
-    )
+    command = "`tta -m method=source,tent 'stream.corruptions=[fog,snow]'`"
+    assert_names(lines[-1], command, "2026-01-01", "2026-01-02", "torch 2.11.0", "cpu (2 threads)")
 
 
-def test_notes_say_which_test(table: Table) -> None:
-    assert notes(table) == [
-        "± is the standard deviation over seeds.",
-        "Δ is the accuracy less that of source, paired over seeds and domains. p: Wilcoxon signed-rank test, "
-        "two-sided, "
-        "over the 8 domains, of differences averaged over seeds (seeds share their images, and are no independent "
-        "samples), corrected after Holm for 2 comparisons.",
-    ]
+def test_notes__say_which_test(table: Table) -> None:
+    deviation, test = notes(table)
+    assert_names(deviation, "±")
+    assert_names(test, "Δ", "source", "Wilcoxon", "two-sided", "8 domains", "Holm", "2 comparisons")
     table.test = "t"
-    assert "paired t test, two-sided" in notes(table)[1]
-    assert notes(table)[1].endswith("It takes the differences for normal.")
+    assert "Wilcoxon" not in notes(table)[1]
+    assert_names(notes(table)[1], "t test", "two-sided", "normal")
 
 
-def test_few_domains_are_told_to_be_few(tmp_path: Path) -> None:
+def test_notes__few_domains_have_a_least_p_or_none(tmp_path: Path) -> None:
     for name in ("source", "t3a"):
         write_run(tmp_path / name, name, 0, dict.fromkeys(NAMES[:5], 0.5))
     (found,) = tables(find_runs([tmp_path]))
-    assert notes(found)[0].endswith("for 1 comparison. With 5 domains this p is at least 0.062 before the correction.")
+    assert_names(notes(found)[0], "5 domains", "0.062")
     for name in ("source", "t3a"):
         write_run(tmp_path / "one" / name, name, 0, {"fog": 0.5})
     (found,) = tables(find_runs([tmp_path / "one"]))
-    assert notes(found)[0].endswith("one domain is too few for a test over domains, so there is no p.")
+    assert "Wilcoxon" not in notes(found)[0]
     assert found.differences["t3a"].p is None
 
 
-def test_deviations_of_domains_on_demand(table: Table) -> None:
+def test_std__deviations_of_domains_on_demand(table: Table) -> None:
     assert "| **60.0 ±1.4** |" in markdown(table, std=True)
     assert r"\textbf{60.0 $\pm$1.4}" in latex(table, std=True)
 
 
-def test_what_was_chosen_with_labels_is_marked_wherever_it_is_shown(tmp_path: Path) -> None:
+def test_labels_used__marked_wherever_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "source", 0, dict.fromkeys(NAMES, 0.5))
     write_run(
         tmp_path / "b", "tent", 0, dict.fromkeys(NAMES, 0.6), config={"uses_labels": {"study": "s", "share": 0.2}}
@@ -97,25 +91,23 @@ def test_what_was_chosen_with_labels_is_marked_wherever_it_is_shown(tmp_path: Pa
     assert found.baseline.label == "tent + em‡ (lr 0.01)"
     text = markdown(found)
     assert "| tent + em‡ (lr 0.01) |" in text
-    assert "‡ options were chosen with labels of the test stream: an upper bound" in text
+    assert any(line.startswith("‡") and "labels" in line for line in text.splitlines())
     assert r"tent + em$^\ddagger$ (lr 0.01)" in latex(found)
     assert "‡" not in markdown(tables(find_runs([tmp_path / "a"]))[0])
 
 
-def test_learning_rates_have_a_table_of_their_own(tmp_path: Path) -> None:
+def test_markdown__rates_have_a_table_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "s", "source", 0, dict.fromkeys(NAMES, 0.5))
     text = markdown(rates(tmp_path))
     assert "| tent + em (lr 0.01)† |" in text
-    assert "† learning rate chosen on the test stream, the best of up to 3 by the mean" in text
-    assert "**Warning:** incomplete, seeds missing: source (1)." in text
-    assert text.endswith(
-        "| method | no learning rate | 0.001 | 0.01 | 0.1 |\n|---|---:|---:|---:|---:|\n"
-        "| source | 50.00 |  |  |  |\n"
-        "| tent + em |  | 60.00 ±0.00 | **80.00 ±0.00** | <ins>70.00 ±0.00</ins> |\n\n" + text.splitlines()[-1] + "\n"
-    )
+    assert any(line.startswith("†") and "up to 3" in line for line in text.splitlines())
+    assert "source (1)" in text  # the seed that it lacks
+    assert "| 0.001 | 0.01 | 0.1 |\n|---|---:|---:|---:|---:|\n" in text
+    assert "| source | 50.00 |  |  |  |\n" in text
+    assert "| tent + em |  | 60.00 ±0.00 | **80.00 ±0.00** | <ins>70.00 ±0.00</ins> |\n" in text
 
 
-def test_what_reads_the_same_shares_its_place(tmp_path: Path) -> None:
+def test_places__same_reading_same_place(tmp_path: Path) -> None:
     for name, accuracy in (("source", 0.5), ("t3a", 0.70001), ("lame", 0.70004), ("bn_adapt", 0.699)):
         write_run(tmp_path / name, name, 0, {"fog": accuracy})
     (found,) = tables(find_runs([tmp_path]))
@@ -124,13 +116,13 @@ def test_what_reads_the_same_shares_its_place(tmp_path: Path) -> None:
     assert places == {"source": 0, "t3a": 1, "lame": 1, "bn_adapt": 0}  # the third is no second
 
 
-def test_one_row_is_neither_best_nor_second(tmp_path: Path) -> None:
+def test_places__one_row_is_neither_best_nor_second(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "source", 0, {"fog": 0.5})
     (found,) = tables(find_runs([tmp_path]))
     assert "| source | 50.0 | 50.00 |\n" in markdown(found)
 
 
-def test_csv(table: Table) -> None:
+def test_csv__values(table: Table) -> None:
     rows = list(csv.DictReader(wide_csv(table).splitlines()))
     assert [row["method"] for row in rows] == ["source", "t3a", "tent + em"]
     assert rows[2]["lr"] == "0.01"
@@ -150,7 +142,7 @@ def test_csv(table: Table) -> None:
     assert Path(lines[-1]["run"]).name == "e1"
 
 
-def test_what_latex_takes_for_a_command_is_escaped() -> None:
+def test_escape_latex__special_characters() -> None:
     assert escape_latex("a_b & 5% #1 $x {y} ~ ^ \\") == (
         r"a\_b \& 5\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
@@ -161,12 +153,13 @@ def test_what_latex_takes_for_a_command_is_escaped() -> None:
     assert escape_latex("猫") == "?"
 
 
-def test_latex(table: Table) -> None:
+def test_latex__cells_are_escaped(table: Table) -> None:
     table.warnings.append("100 % of\nit")
     text = latex(table, warnings=["more"], name="comparison-2")
     code = [line for line in text.splitlines() if not line.startswith("%")]
-    assert "% Warning: 100 % of it." in text
-    assert "% Warning: more." in text
+    comments = [line for line in text.splitlines() if line.startswith("%")]
+    assert any("100 % of it" in line for line in comments)
+    assert any("more" in line for line in comments)
     assert r"\label{tab:comparison-2}" in code
     assert r"\begin{tabular}{lrrrrrrrrrrr}" in code
     (row,) = (line for line in code if line.startswith("tent"))
@@ -179,8 +172,9 @@ def test_latex(table: Table) -> None:
         assert not re.search(r"(?<!\\)([_#~]|%(?!$))", line), line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
-def test_latex_compiles(table: Table, tmp_path: Path) -> None:
+def test_latex__compiles(table: Table, tmp_path: Path) -> None:
     (tmp_path / "t.tex").write_text(latex(table))
     document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{t.tex}\end{document}"
     (tmp_path / "d.tex").write_text(document)
@@ -192,7 +186,7 @@ def test_latex_compiles(table: Table, tmp_path: Path) -> None:
     assert "Overfull" not in done.stdout
 
 
-def test_a_narrow_terminal_has_blocks_and_a_wide_one_has_one(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal__narrow_has_blocks_wide_has_one(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
     show(table, Console(width=150))
     lines = capsys.readouterr().out.splitlines()
     (head,) = (line for line in lines if line.startswith("method"))
@@ -213,16 +207,14 @@ def test_a_narrow_terminal_has_blocks_and_a_wide_one_has_one(table: Table, capsy
     assert "…" not in text
 
 
-def test_the_best_is_bold_and_the_second_underlined_in_the_terminal(
-    table: Table, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_terminal__best_is_bold_second_underlined(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
     show(table, Console(width=150, force_terminal=True, color_system="standard"))
     text = capsys.readouterr().out
     assert "\x1b[1m63.50 ±1.41" in text
     assert "\x1b[4m50.00 ±0.00" in text
 
 
-def test_many_rows_have_their_means_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal__many_rows_have_their_means_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(61):
         write_run(tmp_path / f"{number}", "tent", 0, {"fog": 0.5}, lr=0.001 * (number + 1))
     (found,) = tables(find_runs([tmp_path]))
@@ -230,4 +222,3 @@ def test_many_rows_have_their_means_alone(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "fog" not in text
     assert "tent + em (lr 0.061)" in text
-    assert "More rows than the terminal shows by domain" in text
