@@ -2,8 +2,8 @@
 
 A comment on the line before a block of commands says how tests treat it; without one a shell runs it as it stands.
 
-    <!-- long -->             its commands run on the images of ``FEW``
-    <!-- needs: ImageNet -->  not run, for want of this; only its words are checked
+    <!-- long -->             its commands run in this process, on few images
+    <!-- needs: ImageNet -->  not run, for want of this; that its options are there is checked
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.forks import forked
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-MARK = r"<!-- (?P<mark>long|needs: [^\n]+?) -->\n"
-BLOCK = re.compile(rf"(?:^{MARK})?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"<!-- (long|needs: [^\n]+?) -->\n\Z")
 FEW = ["stream.limit=50", "stream.corruptions=[fog,snow]"]
 SHRUNKEN = {"tta": FEW, "tta-search": [*FEW, "search.trials=2"], "tta-compare": []}
 MAINS = {"tta": "tta.cli", "tta-search": "tta.search.cli", "tta-compare": "tta.compare"}
@@ -55,32 +55,47 @@ class Block:
         """Whether tests run it: it needs nothing that is not there, and is no call of ``make``, which sets up all."""
         return not self.mark.startswith("needs") and all(words[0] != "make" for words in self.commands)
 
-    def run(self, folder: Path, log: Path) -> int:
-        """Run it in a folder, and return the exit code of the first command that fails, or 0."""
+    def run(self, folder: Path) -> None:
+        """Run it in a folder; a command that fails is an error."""
         if self.mark == "long":
-            return next(filter(None, (run_on_few(words, folder, log) for words in self.commands)), 0)
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+            for words in self.commands:
+                run_on_few(words, folder)
+            return
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         shell = ["bash", "-euo", "pipefail", "-c", self.text]
-        with log.open("a") as file:
-            return subprocess.run(shell, cwd=folder, env=environment, stdout=file, stderr=file, check=False).returncode
+        environment = {**os.environ, "PATH": path}
+        done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{self.place}: {done.stdout}{done.stderr}"
 
 
-def run_on_few(words: list[str], folder: Path, log: Path) -> int:
-    """Run a command on few images, without the seconds that each of a shell takes to begin; return its exit code."""
+def run_on_few(words: list[str], folder: Path) -> None:
+    """Run a command in this process, on few images, seeds and learning rates."""
     main = importlib.import_module(MAINS[words[0]]).main
-    with log.open("a") as file:
-        return forked(main, *words, *SHRUNKEN[words[0]], cwd=folder, stdout=file, stderr=file).wait()
+    fewer = [re.sub(r"^((?:seed|optimizer\.lr)=[^,]+,[^,]+),.*", r"\1", word) for word in words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(sys, "argv", [*fewer, *SHRUNKEN[words[0]]])
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        main()
 
 
 def blocks(*languages: str, page: Path | None = None) -> list[Block]:
     """Blocks in these languages, of one page or all."""
-    return [
-        Block(path, text.count("\n", 0, found.start("text")), found["language"], found["mark"] or "", found["text"])
-        for path in ([page] if page else PAGES)
-        for text in [path.read_text()]
-        for found in BLOCK.finditer(text)
-        if found["language"] in languages
-    ]
+    found = []
+    for path in [page] if page else PAGES:
+        text = path.read_text()
+        for block in FENCED.finditer(text):
+            mark = MARK.search(text[: block.start()])
+            if block["language"] in languages:
+                line = text.count("\n", 0, block.start("text"))
+                found.append(Block(path, line, block["language"], mark[1] if mark else "", block["text"]))
+    return found
+
+
+def prose(page: Path) -> str:
+    """Text of a page, without its blocks of code."""
+    return FENCED.sub("", page.read_text())
 
 
 def commands(program: str) -> list[list[str]]:

@@ -1,14 +1,14 @@
+"""Each benchmark runs on a tiny setting, and its table holds what was timed."""
+
 from __future__ import annotations
 
-import importlib
-import multiprocessing
+import functools
+import itertools
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,145 +16,204 @@ import torch
 from PIL import Image
 
 from helpers import sweep_files
-from helpers.forks import forked
-from tta import cli
+from helpers.scripts import load_script
 from tta.compare import find_runs
 
-FORK = multiprocessing.get_context("fork")
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+benchmark, compare_speed, corruption_speed, curve_speed, method_speed, start_speed, step_speed, sweep_speed, timing = (
+    load_script(name)
+    for name in (
+        *("benchmark", "compare_speed", "corruption_speed", "curve_speed", "method_speed", "start_speed"),
+        *("step_speed", "sweep_speed", "timing"),
+    )
+)
+CPU = torch.device("cpu")
+TINY = step_speed.Shape(32, 4, 10)
+Rows = list[list[str]]
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call the script in this process and forks of it, which have imported already what takes longest."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORK)
+def table(call: Callable[..., None], tmp_path: Path) -> Callable[..., Rows]:
+    """Run a benchmark for one round, and give the cells of its table, whose file says the command."""
 
-    def call(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        importlib.import_module("benchmark").main()
+    def table(*words: object) -> Rows:
+        out = tmp_path / "table.md"
+        call(benchmark, *words, "--device", "cpu", "--rounds", 1, "--out", out)
+        text = out.read_text()
+        assert f"benchmark.py {words[0]} " in text
+        rows = [re.split(r" *\| *", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+        return [row for row in rows if row[0] != "---"]
 
-    return call
-
-
-def test_objectives_are_ratios_of_em_and_say_where_they_come_from(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    words = ["objectives", "--device", "cpu", "--rounds", "1", "--shapes", "4x5", "8x3", "--out", str(out)]
-    benchmark(*words)
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    cells = {row[0]: row[1:] for row in rows}
-    assert rows[0][-2:] == ["4 x 5", "8 x 3"]
-    assert all(cell.endswith(" ms") for cell in cells["EM"])
-    assert all(float(cell) > 0 for name in ("CADF", "AdaDEM", "COME", "SLR") for cell in cells[name])
-    assert "benchmark.py objectives --device cpu" in out.read_text()
+    return table
 
 
-def test_methods_are_ratios_of_a_forward_pass_and_say_where_they_come_from(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    words = ["methods", "--device", "cpu", "--rounds", "1", "--model", "resnet10t", "--batch", "2", "--size", "32"]
-    words += ["--methods", "source", "tent", "--out", str(out)]
-    benchmark(*words)
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["forward pass", "source", "tent"]
-    time, memory = rows[2][1:]
-    assert time.endswith(" ms")
-    assert memory.endswith(" MiB")
-    assert all(float(cell) > 0 for row in rows[3:] for cell in row[1:])
-    assert "benchmark.py methods --device cpu" in out.read_text()
+@pytest.fixture
+def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call each candidate once, and say that the first took 1 s, the second 2 s, and so on over all of a table."""
+    count = itertools.count(1)
+
+    def known(candidates: Mapping[str, Callable[[], object]], *_: object, **__: object) -> dict[str, float]:
+        for candidate in candidates.values():
+            candidate()
+        return {name: float(next(count)) for name in candidates}
+
+    for module in (benchmark, corruption_speed, curve_speed, step_speed):
+        monkeypatch.setattr(module, "medians", known)
 
 
-def test_corruptions_are_images_per_second_beside_the_plain_recipes(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    words = ["corruptions", "--device", "cpu", "--rounds", "1", "--batch", "2", "--scales", "32"]
-    words += ["--corruptions", "fog", "contrast", "--out", str(out)]
-    benchmark(*words)
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == ["fog", "contrast", "geometric mean", "arithmetic mean"]
-    for ours, recipe, ratio in (row[1:] for row in rows[2:4]):
-        assert abs(float(ratio) - float(ours) / float(recipe)) < 0.1 + 0.01 * float(ratio)
-    fog, contrast, geometric, arithmetic = (float(row[-1]) for row in rows[2:])
-    assert abs(geometric - (fog * contrast) ** 0.5) < 0.1 + 0.05 * geometric
-    assert abs(arithmetic - (fog + contrast) / 2) < 0.11
-    assert "benchmark.py corruptions --device cpu" in out.read_text()
+class Here:
+    """In the place of a process of its own."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __call__(self, function: Callable[..., float], *arguments: object) -> tuple[float, float]:
+        return function(*arguments), 2.0**20
+
+    def close(self) -> None: ...
 
 
-def test_steps_are_ratios_to_a_plain_script_and_to_a_forward_pass(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    words = ["step", "--device", "cpu", "--rounds", "1", "--batches", "1", "--sizes", "32", "--precisions", "fp32"]
-    benchmark(*words, "--out", str(out))
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    cells = dict(rows[2:])
-    assert re.fullmatch(r"\d+\.\d\d s, \d+ MiB", cells["run, plain script (fp32)"])
-    assert re.fullmatch(r"\d+\.\d\d times as fast, \d\.\d\d of the memory", cells["run, ours, fp32"])
-    assert float(cells["step over forward pass, fp32"]) > 1.5  # a forward and a backward pass
-    assert 0.5 < float(cells["AdaDEM's step over EM's, fp32"]) < 2
-    assert re.fullmatch(r"\d+\.\d %", cells["of a run, outside its steps"])
-    assert 0 < float(cells["step's FLOP/s over those of a matrix product, fp32"].split()[0]) < 1
+def test_medians__take_turns_after_a_warm_up() -> None:
+    now, called = 0.0, ""
+
+    def candidate(name: str, *seconds: float) -> Callable[[], None]:
+        left = iter(seconds)
+
+        def run() -> None:
+            nonlocal now, called
+            now += next(left)
+            called += name
+
+        return run
+
+    candidates = {"a": candidate("a", 9, 1, 5, 2), "b": candidate("b", 9, 3, 3, 4)}
+    assert timing.medians(candidates, CPU, rounds=3, warm_up=1, clock=lambda: now) == {"a": 2, "b": 3}
+    assert called == "abababab"
 
 
-def test_a_profile_tells_the_kinds_of_work_apart(benchmark: Callable[..., None], tmp_path: Path) -> None:
-    out = tmp_path / "table.md"
-    words = ["profile", "--device", "cpu", "--rounds", "1", "--sizes", "32", "--precisions", "fp32"]
-    benchmark(*words, "--out", str(out))
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+@pytest.mark.usefixtures("known_times")
+class TestTables:
+    def test_objectives__multiples_of_em(self, table: Callable[..., Rows]) -> None:
+        head, *rows = table("objectives", "--shapes", "4x5", "8x3")
+        assert head[-2:] == ["4 x 5", "8 x 3"]
+        (em, *first), *others = rows
+        n = len(rows)
+        assert (em, *first) == ("EM", "1000.000 ms", f"{1000 * (n + 1)}.000 ms")
+        assert {"CADF", "AdaDEM", "COME", "SLR"} < {row[0] for row in others}
+        for place, (_, *cells) in enumerate(others, 2):
+            assert cells == [f"{place:.2f}", f"{(n + place) / (n + 1):.2f}"]
+
+    def test_methods__multiples_of_a_forward_pass(
+        self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(benchmark, "peak", lambda work, name: len(name) * 2**20)
+        words = ["--model", "resnet10t", "--batch", 2, "--size", 32, "--methods", "source", "tent"]
+        _, *rows = table("methods", *words)
+        assert rows == [
+            ["forward pass", "1000.0 ms", "7 MiB"],
+            ["source", "2.00", f"{6 / 7:.2f}"],
+            ["tent", "3.00", f"{4 / 7:.2f}"],
+        ]
+
+    def test_corruptions__images_per_second_and_means(self, table: Callable[..., Rows]) -> None:
+        words = ["--batch", 4, "--scales", 32, "--corruptions", "fog", "contrast"]
+        _, *rows = table("corruptions", *words)
+        # Ours are 4 images in 1 and in 3 s, the recipe's are 2 in 2 and in 4 s.
+        assert rows == [
+            ["fog", "4", "1", "4.0"],
+            ["contrast", "1", "0", f"{4 / 3 / 0.5:.1f}"],
+            ["geometric mean", "", "", f"{(4 * 8 / 3) ** 0.5:.1f}"],
+            ["arithmetic mean", "", "", f"{(4 + 8 / 3) / 2:.1f}"],
+        ]
+
+    def test_step__ratios_of_its_parts(self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(step_speed, "SHAPES", {"tiny": TINY})
+        monkeypatch.setattr(step_speed, "Elsewhere", Here)
+        monkeypatch.setattr(step_speed, "matrix_product", functools.partial(step_speed.matrix_product, n=512))
+        head, *rows = table("step", "--batches", 1, "--sizes", 32, "--precisions", "fp32")
+        assert head == ["tiny"]
+        cells = dict(rows)
+        assert re.fullmatch(r"\d+\.\d\d s, 1 MiB", cells["run, plain script (fp32)"])
+        assert cells["run, ours, fp32"].endswith("1.00 of the memory")
+        assert cells["of a run, outside its steps"].endswith("%")
+        # Forward pass, EM and AdaDEM took 1, 2 and 3 s, a matrix product 4.
+        assert cells["step over forward pass, fp32"] == "2.00"
+        assert cells["AdaDEM's step over EM's, fp32"] == "1.500"
+        flops = step_speed.step_flops(TINY)
+        share = cells["step's FLOP/s over those of a matrix product, fp32"].split()[0]
+        assert share == f"{flops / 2 / (2 * 512**3 / 4):.2f}"
+
+    def test_curves__a_row_for_each_value(self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(curve_speed, "LARGE", TINY)
+        monkeypatch.setattr(curve_speed, "PER_REPLICA", 2)
+        values = ["--batches", 2, 4, "--classes", 5, "--pixels", 32, "--replicas", 1, 2]
+        monkeypatch.setattr(curve_speed, "SMALL", TINY)
+        rows = table("curves", *values)
+        assert [row[0] for row in rows] == ["batch", "2", "4", "classes", "5", "size", "32", "runs", "1", "2"]
+        assert rows[1] == ["2", "2", "1", "1", "2.00", "1.500"]  # two images in 1, 2 and 3 s
+        assert rows[2] == ["4", "1", "1", "1", f"{5 / 4:.2f}", f"{6 / 5:.3f}"]
+
+    def test_stream__ratios_to_the_official_loop(self, table: Callable[..., Rows], tmp_path: Path) -> None:
+        for number in range(3):
+            file = tmp_path / "photos" / f"class{number}" / "a.JPEG"
+            file.parent.mkdir(parents=True)
+            Image.new("RGB", (224, 224), (number, 50, 100)).save(file)
+        words = ["--images", 8, "--batch", 4, "--workers", 0, "--root", tmp_path / "photos"]
+        _, *rows = table("stream", *words)
+        first = 1
+        for place, (name, speed, ratio) in enumerate(rows, 1):
+            first = place if "DataLoader" in name else first
+            assert (speed, ratio) == (f"{8 / place:.0f}", f"{first / place:.2f}")
+        assert sum("DataLoader" in name for name, *_ in rows) == 3
+        assert str(tmp_path / "photos") not in (tmp_path / "table.md").read_text()
+
+    def test_sweep__ratios_to_single_commands(
+        self, table: Callable[..., Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        called: list[list[str]] = []
+
+        def run(command: list[str], **_: object) -> SimpleNamespace:
+            called.append([word for word in command[3:] if not word.startswith("runs_dir=")])
+            return SimpleNamespace(returncode=0)
+
+        monkeypatch.setattr(sweep_speed, "subprocess", SimpleNamespace(run=run))
+        sweep = ["method=source,tent", "seed=0,1"]
+        head, *rows = table("sweep", "--words", *sweep)
+        assert head[0].startswith("4 ")
+        assert [row[1:] for row in rows] == [[f"{n}.0", f"{1 / n:.2f}"] for n in range(1, 6)]
+        assert shlex.join(sweep) in (tmp_path / "table.md").read_text()
+        jobs = [[f"method={m}", f"seed={n}", "device=cpu"] for m in ("source", "tent") for n in (0, 1)]
+        _, *alone = called[:5]  # the first only warms up
+        assert alone == jobs
+        together = [["replicas=1"], *(["replicas=4", f"replica_pass={name}"] for name in ("blocks", "interleaved"))]
+        assert called[5:] == [["-m", *sweep, *how, "device=cpu"] for how in [*together, ["replicas=4"]]]
+
+    def test_compare__runs_per_second(self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+        called: list[list[str]] = []
+        calls = SimpleNamespace(run=lambda command, **_: called.append(command), DEVNULL=None)
+        monkeypatch.setattr(compare_speed, "subprocess", calls)
+        monkeypatch.setattr(compare_speed, "BENCHMARK", ("fog", "snow"))
+        _, *rows = table("compare", "--runs", 2)
+        assert [row[1:] for row in rows] == [["1.00", "2", "1.00"], ["2.00", "1", "2.00"], ["3.00", "1", "3.00"]]
+        assert [command[4:] for command in called] == [[], [], ["--figures", "--html"]]
+
+
+def test_profile__tells_kinds_of_work_apart(table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_speed, "SHAPES", {"tiny": step_speed.Shape(32, 50, 10)})
+    _, *rows = table("profile", "--sizes", 32, "--precisions", "fp32")
     forward, step, more = (
-        dict(zip([row[0] for row in rows[2:]], map(float, column), strict=True))
-        for column in list(zip(*rows[2:], strict=True))[1:]
+        dict(zip([row[0] for row in rows], map(float, column), strict=True))
+        for column in list(zip(*rows, strict=True))[1:]
     )
     for kind in ("convolution, backward", "BatchNorm, backward"):
         assert forward[kind] == 0 < step[kind]
     for kind in ("convolution", "BatchNorm"):
         assert forward[kind] > 0 < step[kind]
-    assert step["the rest"] < 0.3 * step["all"]  # what is timed has a name
-    assert abs(sum(step.values()) - 2 * step["all"]) < 0.5
-    assert abs(more["all"] - (step["all"] / forward["all"] - 1)) < 0.01
-    assert "mean of 1 rounds" in out.read_text()
+    assert 2 * step["all"] == pytest.approx(sum(step.values()), abs=0.5)  # cells are rounded to tenths
+    assert more["all"] == pytest.approx(step["all"] / forward["all"] - 1, abs=0.02)
 
 
-def test_curves_have_a_row_for_each_value(benchmark: Callable[..., None], tmp_path: Path) -> None:
-    out = tmp_path / "table.md"
-    words = ["curves", "--device", "cpu", "--rounds", "1", "--batches", "2", "4", "--classes", "5", "--pixels", "64"]
-    benchmark(*words, "--replicas", "1", "2", "--out", str(out))
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows if row[0] != "---"] == [
-        "batch",
-        "2",
-        "4",
-        "classes",
-        "5",
-        "size",
-        "64",
-        "runs",
-        "1",
-        "2",
-    ]
-    figures = [row for row in rows if row[0].isdecimal()]
-    assert all(float(cell) > 0 for row in figures for cell in row)
-    forward, em, _, over_forward, _ = map(float, figures[0][1:])
-    assert abs(over_forward - forward / em) < 0.1 * over_forward  # images per second are rounded
-
-
-def test_starts_are_seconds_of_every_command(benchmark: Callable[..., None], tmp_path: Path) -> None:
-    out = tmp_path / "table.md"
-    words = ["start", "--device", "cpu", "--rounds", "1", "--out", str(out)]
-    benchmark(*words)
-    rows = dict(line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| "))
-    assert float(rows["`import tta`"]) < float(rows["`import torch`"])
-    assert float(rows["`tta --help`"]) > float(rows["`python -c pass`"])
-
-
-def test_the_plain_script_is_tent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    speed = importlib.import_module("step_speed")
-    shape, left = speed.Shape(32, 8, 10), []
+def test_plain_script__is_tent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our runs are compared with takes the same steps."""
+    shape, left = step_speed.Shape(32, 8, 10), []
 
     class Loader:
         def __init__(self, images: Any, batch: int, shuffle: bool) -> None:
@@ -169,13 +228,13 @@ def test_the_plain_script_is_tent(monkeypatch: pytest.MonkeyPatch) -> None:
             left.extend(parameters)
             super().__init__(left, lr)
 
-    monkeypatch.setattr(speed, "LR", 1.0)
-    monkeypatch.setattr(speed, "DataLoader", Loader)
-    ours = speed.tent(shape, torch.device("cpu"))
-    for images in Loader(speed.Images(*shape.arrays(2)), 8, False).batches:
+    monkeypatch.setattr(step_speed, "LR", 1.0)
+    monkeypatch.setattr(step_speed, "DataLoader", Loader)
+    ours = step_speed.tent(shape, CPU)
+    for images in Loader(step_speed.Images(*shape.arrays(2)), 8, False).batches:
         ours(images)
     monkeypatch.setattr(torch.optim, "SGD", Remembered)
-    speed.plain_run(shape, 2, torch.device("cpu"))
+    step_speed.plain_run(shape, 2, CPU)
     adapted = [p for p in ours.backbone.parameters() if p.requires_grad]
     assert len(adapted) == len(left) > 0
     for parameter, plain in zip(adapted, left, strict=True):
@@ -183,81 +242,12 @@ def test_the_plain_script_is_tent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any((p - p.round()).abs().max() > 1e-3 for p in left)  # away from ones and zeros
 
 
-def test_streams_are_images_per_second_beside_the_official_loops(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    for number in range(3):
-        file = tmp_path / "photos" / f"class{number}" / "a.JPEG"
-        file.parent.mkdir(parents=True)
-        Image.new("RGB", (224, 224), (number, 50, 100)).save(file)
-    words = ["stream", "--device", "cpu", "--rounds", "1", "--images", "8", "--batch", "4", "--workers", "0"]
-    words += ["--root", str(tmp_path / "photos"), "--out", str(out)]
-    benchmark(*words)
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[2:]] == [
-        *("ImageFolder and DataLoader", "ours", "ours, cached", "ours, cached, floats without arithmetic"),
-        *("ImageFolder and DataLoader, as bytes", "ours, as bytes", "ours, cached, as bytes"),
-        *("TensorDataset and DataLoader", "ours, of an array"),
-    ]
-    base = 1.0
-    for name, speed, ratio in rows[2:]:
-        base = float(speed) if "DataLoader" in name else base
-        assert abs(float(ratio) - float(speed) / base) < 0.02 + 0.02 * float(ratio)
-    assert "--root photos" in out.read_text()
-    assert str(tmp_path) not in out.read_text().replace(f"--out {out}", "")
-
-
-def test_sweeps_are_seconds_beside_commands_of_their_own(
-    benchmark: Callable[..., None], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "tta"]
-        assert (options.pop("capture_output"), options.pop("text"), options.pop("check")) == (True, True, False)
-        process = forked(cli.main, *command[2:], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-        return subprocess.CompletedProcess(command, process.wait(), *process.communicate())
-
-    monkeypatch.setattr(importlib.import_module("sweep_speed"), "subprocess", SimpleNamespace(run=run))
-    out = tmp_path / "table.md"
-    sweep = ["method=source", "seed=0,1", *sweep_files.words(files), "stream.corruptions=fog"]
-    sweep.remove("stream.corruptions=[fog,snow,frost]")
-    sweep.remove("device=cpu")  # which the benchmark gives itself
-    benchmark("sweep", "--device", "cpu", "--rounds", "1", "--out", str(out), "--words", *sweep)
-    rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert rows[0][0] == "2 runs as"
-    assert len(rows) == 7
-    base = float(rows[2][1])
-    for _, seconds, ratio in rows[2:]:
-        assert abs(float(ratio) - base / float(seconds)) < 0.2 * float(ratio)
-    assert f"`tta -m {shlex.join(sweep)}`" in out.read_text()
-
-
-def test_comparisons_are_seconds_beside_a_program_that_only_reads(
-    benchmark: Callable[..., None], tmp_path: Path
-) -> None:
-    out = tmp_path / "table.md"
-    words = ["compare", "--device", "cpu", "--rounds", "1", "--runs", "3", "--out", str(out)]
-    benchmark(*words)
-    text = out.read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    plain = "json and pandas.read_csv, run after run"
-    assert [row[0] for row in rows[2:]] == [plain, "tta-compare", "tta-compare --figures --html"]
-    first = float(rows[2][1])
-    for _, cell, speed, ratio in rows[2:]:  # each is rounded: seconds and ratios to hundredths, speeds to ones
-        seconds = float(cell)
-        assert 3 / (seconds + 0.005) - 0.5 <= float(speed) <= 3 / (seconds - 0.005) + 0.5
-        least, most = (seconds - 0.005) / (first + 0.005), (seconds + 0.005) / (first - 0.005)
-        assert least - 0.005 <= float(ratio) <= most + 0.005
-    assert text.startswith("3 finished runs")
-    assert "benchmark.py compare --device cpu" in text
-
-
-def test_runs_that_are_made_are_like_those_of_the_program(
+def test_written_runs__are_like_the_programs(
     tta_command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    made = importlib.import_module("compare_speed")
-    made.write_runs(tmp_path / "made", 3)
+    """Runs that are made to be compared have the keys, files and columns of a run that was run."""
+    monkeypatch.setattr(compare_speed, "BENCHMARK", ("fog", "snow"))
+    compare_speed.write_runs(tmp_path / "made", 3)
     sweep_files.make_files(tmp_path, n=10)
     tta_command("seed=0", f"runs_dir={tmp_path / 'real'}", "method=tent", *sweep_files.words(tmp_path))
     ours, theirs = find_runs([tmp_path / "made"]), find_runs([tmp_path / "real"])
@@ -268,7 +258,44 @@ def test_runs_that_are_made_are_like_those_of_the_program(
     assert list(like.summary["domains"][0]) == list(run.summary["domains"][0])
     assert set(like.summary["config"]["method"]) == set(run.summary["config"]["method"])
     assert {file.name for file in like.path.iterdir()} == {file.name for file in run.path.iterdir()}
-    for table in ("batches.csv", "classes.csv", "domains.csv"):
-        filled = [[key for key, value in sweep_files.rows(of.path / table)[0].items() if value] for of in (like, run)]
+    for name in ("batches.csv", "classes.csv", "domains.csv"):
+        filled = [[key for key, value in sweep_files.rows(of.path / name)[0].items() if value] for of in (like, run)]
         assert filled[0] == filled[1]
-    assert len(sweep_files.rows(like.path / "batches.csv")) == 15 * 79
+    assert len(sweep_files.rows(like.path / "batches.csv")) == 2 * 79
+
+
+@pytest.mark.slow
+class TestProcesses:
+    """What the tables above take from processes of its own."""
+
+    def test_start__every_command_starts(self) -> None:
+        starts = start_speed.starts()
+        assert {"import tta", "tta --help"} <= starts.keys()
+        for start in starts.values():
+            start()
+
+    def test_compare__every_way_reads_the_runs(self, tmp_path: Path) -> None:
+        compare_speed.write_runs(tmp_path, 3)
+        for read in compare_speed.ways_to_read(tmp_path).values():
+            read()
+        assert {"comparison.md", "comparison.html", "comparison.png"} <= {file.name for file in tmp_path.iterdir()}
+
+    def test_sweep__every_way_runs(self, tta_in_process: Callable[[ModuleType], None], files: Path) -> None:
+        tta_in_process(sweep_speed)
+        sweep = ["method=source", "seed=0,1", *sweep_files.words(files), "stream.corruptions=fog"]
+        sweep.remove("stream.corruptions=[fog,snow,frost]")
+        sweep.remove("device=cpu")  # which the benchmark gives itself
+        count, ways = sweep_speed.ways_to_run(sweep, "cpu", 1)
+        assert count == 2
+        for run in ways.values():
+            run()
+
+    def test_elsewhere__measures_memory(self) -> None:
+        process = step_speed.Elsewhere(True, 1)
+        assert process(abs, -3.0)[0] == 3
+        assert process(abs, -3.0)[1] > 2**20
+        process.close()
+
+    def test_peak__is_beyond_what_is_at_rest(self) -> None:
+        work = method_speed.Workload("resnet10t", 8, 64, CPU, 1)
+        assert 2**20 < method_speed.peak(work, "tent") < 2**30

@@ -1,54 +1,35 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from helpers.errors import raises_naming
+from helpers.scripts import load_script
 from tta.corruptions import corrupt
 from tta.streams import Scenario
 from tta.streams.cifar import cifar_c
 from tta.streams.corrupted import corrupted
 from tta.streams.imagenet import imagenet_c
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_corrupted.py"
+script = load_script("make_corrupted")
 PLACES = (0, 500, 999)
-
-
-class Done(NamedTuple):
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
+Run = Callable[..., str]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the script in this process, where it need not import everything again."""
-    spec = importlib.util.spec_from_file_location("make_corrupted", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_corrupted"] = module
-    spec.loader.exec_module(module)
+    """Call the script with these words; what it prints is returned."""
 
-    def run(*words: Any) -> Done:
-        error = ""
-        try:
-            module.main(list(map(str, words)))
-        except SystemExit as stop:
-            error = str(stop)
-        return Done(capsys.readouterr().out, error)
+    def run(*words: object) -> str:
+        script.main(list(map(str, words)))
+        return capsys.readouterr().out
 
     return run
 
@@ -71,22 +52,26 @@ def photographs(shared: Path, tmp_path: Path) -> Path:
     return tmp_path / "clean"
 
 
-def test_what_is_written_is_read_as_cifar_c(run: Run, npz: Path, tmp_path: Path) -> None:
+def test_npz__becomes_cifar_c(run: Run, npz: Path, tmp_path: Path) -> None:
+    """Severity s is in the rows [N(s-1), Ns), and a second call makes nothing again."""
     out = tmp_path / "C"
-    for said in ("written: ", " is there already"):  # the second time nothing is made again
-        words = [npz, "--out", out, "--limit", 6, "--seed", 3, "--corruptions", "fog", "shot_noise"]
-        done = run(*words)
-        assert done.stdout.count(said) == 2, done.stderr
+    words = [npz, "--out", out, "--limit", 6, "--seed", 3, "--corruptions", "fog", "shot_noise"]
+    run(*words)
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("[fs]*.npy")}
     assert sorted(path.name for path in out.iterdir()) == ["fog.npy", "labels.npy", "recipe.json", "shot_noise.npy"]
-    stream = cifar_c(str(out), corruptions=["fog", "shot_noise"], severity=4)
     clean = torch.from_numpy(np.load(npz)["images"]).permute(0, 3, 1, 2)[:6]
-    for batch in stream.batches(stream.plan(Scenario(order="file"), 0)):
-        assert batch.labels.tolist() == list(range(6))
-        assert torch.equal(batch.images, corrupt(clean, batch.domain, 4, index=torch.arange(6), seed=3))
+    for severity in (1, 4):
+        stream = cifar_c(str(out), corruptions=["fog", "shot_noise"], severity=severity)
+        for batch in stream.batches(stream.plan(Scenario(order="file"), 0)):
+            assert batch.labels.tolist() == list(range(6))
+            expected = corrupt(clean, batch.domain, severity, index=torch.arange(6), seed=3)
+            assert torch.equal(batch.images, expected)
+    run(*words)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("[fs]*.npy")} == made
 
 
-def test_on_the_fly_pixels_are_those_on_disk(run: Run, npz: Path, tmp_path: Path) -> None:
-    assert run(npz, "--out", tmp_path / "C", "--corruptions", "glass_blur", "--seed", 2).stderr == ""
+def test_npz__has_the_pixels_of_the_stream(run: Run, npz: Path, tmp_path: Path) -> None:
+    run(npz, "--out", tmp_path / "C", "--corruptions", "glass_blur", "--seed", 2)
     streams = (
         cifar_c(str(tmp_path / "C"), corruptions="glass_blur", batch_size=8),
         corrupted(str(npz), "glass_blur", seed=2, workers=0),
@@ -103,14 +88,12 @@ def jpeg(pixels: torch.Tensor) -> np.ndarray:
     return np.asarray(Image.open(buffer))
 
 
-def test_a_folder_becomes_imagenet_c_with_the_pixels_of_the_stream_as_jpeg(
-    run: Run, photographs: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "C"
-    done = run(photographs, "--out", out, "--corruptions", "gaussian_noise", "motion_blur")
-    assert done.stdout.count("3 images") == 10, done.stderr
-    on_disk = imagenet_c(str(out), ["gaussian_noise", "motion_blur"], severity=3, workers=0)
-    on_the_fly = corrupted(str(photographs), ["gaussian_noise", "motion_blur"], severity=3, workers=0)
+def test_folder__becomes_imagenet_c(run: Run, photographs: Path, tmp_path: Path) -> None:
+    """Its files are the stream's pixels as JPEG."""
+    out, names = tmp_path / "C", ["gaussian_noise", "motion_blur"]
+    run(photographs, "--out", out, "--corruptions", *names)
+    on_disk = imagenet_c(str(out), names, severity=3, workers=0)
+    on_the_fly = corrupted(str(photographs), names, severity=3, workers=0)
     pairs = zip(*(stream.batches(stream.plan(Scenario(), 1)) for stream in (on_disk, on_the_fly)), strict=True)
     for one, other in pairs:
         assert torch.equal(one.labels, other.labels)
@@ -119,91 +102,98 @@ def test_a_folder_becomes_imagenet_c_with_the_pixels_of_the_stream_as_jpeg(
             assert np.array_equal(written.permute(1, 2, 0).numpy(), jpeg(made))
 
 
-def test_processes_write_what_one_writes(run: Run, photographs: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_workers__write_the_same_files(run: Run, photographs: Path, tmp_path: Path) -> None:
     words = [photographs, "--corruptions", "contrast", "gaussian_noise", "--out"]
     run(*words, tmp_path / "one")
-    command = [sys.executable, SCRIPT, *words, tmp_path / "two", "--workers", "2"]
-    subprocess.run(list(map(str, command)), check=True)
+    run(*words, tmp_path / "two", "--workers", 2)
     folders = [tmp_path / name for name in ("one", "two")]
     one, two = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*.*")} for f in folders)
     assert one == two
     assert len(one) == 2 * 5 * 3 + 1
 
 
-def test_a_folder_that_was_cut_off_is_completed(run: Run, photographs: Path, tmp_path: Path) -> None:
+def test_folder__that_was_cut_off_is_completed(run: Run, photographs: Path, tmp_path: Path) -> None:
     words = [photographs, "--out", tmp_path / "C", "--corruptions", "contrast"]
-    assert run(*words).stderr == ""
+    run(*words)
     files = sorted((tmp_path / "C").rglob("*.JPEG"))
     assert len(files) == 15
     content = files[4].read_bytes()
     before = {file: file.stat().st_mtime_ns for file in files}
     files[4].unlink()
-    done = run(*words)
-    assert done.stdout.count("1 images") == 1
-    assert done.stdout.count("is there already") == 4
+    run(*words)
     assert files[4].read_bytes() == content
     assert [file for file in files if file.stat().st_mtime_ns != before[file]] == [files[4]]
     assert sorted((tmp_path / "C").rglob("*.*")) == sorted([*files, tmp_path / "C" / "recipe.json"])
 
 
-def test_images_of_other_sizes_are_cropped(run: Run, tmp_path: Path) -> None:
+def test_folder__size_crops_images(run: Run, tmp_path: Path) -> None:
     (tmp_path / "clean" / "n01440764").mkdir(parents=True)
     Image.new("RGB", (80, 70), (200, 100, 0)).save(tmp_path / "clean" / "n01440764" / "a.png")
     words = [tmp_path / "clean", "--out", tmp_path / "C", "--corruptions", "fog", "--scale", 224]
-    assert "resize and crop the images with --size=<pixels>" in run(*words).stderr
-    done = run(*words, "--size", 48)
-    assert done.stderr == ""
+    with raises_naming(SystemExit, "--size"):
+        run(*words)
+    run(*words, "--size", 48)
     with Image.open(tmp_path / "C" / "fog" / "2" / "n01440764" / "a.JPEG") as image:
         assert image.size == (48, 48)
 
 
-def test_unreadable_images_are_left_out_if_asked_for(run: Run, photographs: Path, tmp_path: Path) -> None:
-    bad = photographs / "n01440764" / "z.png"
-    bad.write_bytes(b"<html>")
+def test_folder__unreadable_images(run: Run, photographs: Path, tmp_path: Path) -> None:
+    """They are an error unless they are to be left out."""
+    (photographs / "n01440764" / "z.png").write_bytes(b"<html>")
     words = [photographs, "--out", tmp_path / "C", "--corruptions", "contrast"]
-    assert "z.png (not an image). Fetch the data again, or leave such images out" in run(*words).stderr
-    done = run(*words, "--on_error", "skip")
-    assert done.stdout.count("left out: ") == 5, done.stderr
+    with raises_naming(SystemExit, "z.png"):
+        run(*words)
+    assert run(*words, "--on_error", "skip").count("z.png") == 5
     assert len(list((tmp_path / "C").rglob("*.JPEG"))) == 15
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--seed", "1"], "was made with seed 0 instead of 1: choose another --out, or delete it"),
-        (["--limit", "3", "--scale", "224"], "was made with images 8 instead of 3, scale 32 instead of 224"),
-        (["--limit", "0"], "--limit must be a whole number of at least 1, got 0"),
-        (["--workers", "0"], "--workers must be a whole number of at least 1, got 0"),
-        (["--size", "64"], "--size=64 is for folders"),
-    ],
-)
-def test_what_another_recipe_made_is_not_mixed_with(
-    run: Run, npz: Path, tmp_path: Path, words: list[str], message: str
-) -> None:
-    common = [npz, "--out", tmp_path / "C", "--corruptions", "contrast"]
-    assert run(*common).stderr == ""
-    done = run(*common, *words)
-    assert done.stderr.startswith("make_corrupted: error: ")
-    assert message in done.stderr
-    assert json.loads((tmp_path / "C" / "recipe.json").read_text())["seed"] == 0
-
-
-def test_files_of_others_are_left_alone(run: Run, npz: Path, tmp_path: Path) -> None:
-    (tmp_path / "C").mkdir()
-    (tmp_path / "C" / "labels.npy").write_bytes(b"official")
-    assert "C holds files that were not made here: choose another --out" in run(npz, "--out", tmp_path / "C").stderr
-    assert (tmp_path / "C" / "labels.npy").read_bytes() == b"official"
-
-
-def test_names_that_would_be_one_file(run: Run, tmp_path: Path) -> None:
+def test_folder__names_that_would_be_one_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "clean" / "a").mkdir(parents=True)
     for name in ("x.png", "x.jpg"):
         Image.new("RGB", (32, 32)).save(tmp_path / "clean" / "a" / name)
-    done = run(tmp_path / "clean", "--out", tmp_path / "C", "--corruptions", "fog")
-    assert "images of one class whose names differ in their ending alone: rename them" in done.stderr
+    with raises_naming(SystemExit, tmp_path / "clean"):
+        run(tmp_path / "clean", "--out", tmp_path / "C", "--corruptions", "fog")
 
 
-def test_a_source_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    done = run(tmp_path / "x.npz", "--out", tmp_path / "C")
-    assert f"error: SOURCE: there is no {tmp_path / 'x.npz'}" in done.stderr
+def test_recipe__another_is_refused(run: Run, npz: Path, tmp_path: Path) -> None:
+    common = [npz, "--out", tmp_path / "C", "--corruptions", "contrast"]
+    run(*common)
+    recipe = (tmp_path / "C" / "recipe.json").read_text()
+    for words, named in (
+        (["--seed", "1"], ["seed", 0, 1]),
+        (["--limit", "3", "--scale", "224"], ["images", 8, 3, "scale", 32, 224]),
+    ):
+        with raises_naming(SystemExit, *named, "--out"):
+            run(*common, *words)
+    assert (tmp_path / "C" / "recipe.json").read_text() == recipe
+    assert json.loads(recipe)["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--limit", 0], ["--limit", 0]),
+        (["--workers", 0], ["--workers", 0]),
+        (["--size", 64], ["--size", 64]),
+    ],
+    ids=["limit", "workers", "size of an npz"],
+)
+def test_options__wrong_value(run: Run, npz: Path, tmp_path: Path, words: list[object], named: list[object]) -> None:
+    with raises_naming(SystemExit, *named):
+        run(npz, "--out", tmp_path / "C", *words)
     assert not (tmp_path / "C").exists()
+
+
+def test_source__that_is_not_there(run: Run, tmp_path: Path) -> None:
+    with raises_naming(SystemExit, "SOURCE", tmp_path / "x.npz"):
+        run(tmp_path / "x.npz", "--out", tmp_path / "C")
+    assert not (tmp_path / "C").exists()
+
+
+def test_files__of_others_are_left_alone(run: Run, npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C" / "labels.npy").write_bytes(b"official")
+    with raises_naming(SystemExit, tmp_path / "C", "--out"):
+        run(npz, "--out", tmp_path / "C")
+    assert (tmp_path / "C" / "labels.npy").read_bytes() == b"official"

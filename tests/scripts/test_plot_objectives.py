@@ -1,48 +1,51 @@
 from __future__ import annotations
 
-import importlib.util
-import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from helpers.errors import assert_names
+from helpers.scripts import load_script
+from helpers.written_runs import write_run
 from tta.objectives import DEM, EM, AdaDEM
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_objectives.py"
+plot_objectives = load_script("plot_objectives")
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plot_objectives", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_reward_is_the_closed_form(script: ModuleType) -> None:
-    p, found = script.reward(EM())
+def test_reward__is_the_closed_form() -> None:
+    p, found = plot_objectives.reward(EM())
     for k in (0, 100, 399):
         others = (1 - p[k]) / 9
         entropy = -(p[k] * p[k].log() + 9 * others * others.log())
         assert float(found[k]) == pytest.approx(float(p[k] * (p[k].log() + entropy)), abs=1e-9)
 
 
-def test_reward_of_em_collapses_for_sure_predictions_and_that_of_adadem_does_not(script: ModuleType) -> None:
-    assert abs(float(script.reward(EM())[1][-1])) < 1e-3
+def test_reward__of_sure_predictions() -> None:
+    """EM's vanishes, AdaDEM's does not."""
+    assert abs(float(plot_objectives.reward(EM())[1][-1])) < 1e-3
     # One batch after the beginning the calibrator of a sure class is 0.9 / 10 + 0.1.
-    assert float(script.reward(AdaDEM())[1][-1]) == pytest.approx(1 - 0.19, abs=1e-3)
-    assert float(script.reward(DEM(1, 0))[1][-1]) == pytest.approx(1, abs=1e-3)
-    assert math.isfinite(float(script.reward(DEM(2, 1))[1][-1]))
+    assert float(plot_objectives.reward(AdaDEM())[1][-1]) == pytest.approx(1 - 0.19, abs=1e-3)
+    assert float(plot_objectives.reward(DEM(1, 0))[1][-1]) == pytest.approx(1, abs=1e-3)
+    assert plot_objectives.reward(DEM(2, 1))[1].isfinite().all()
 
 
-def test_the_command_writes_both_formats(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(SCRIPT), "rewards", "--out", str(tmp_path / "new" / "rewards")], check=True)
+def test_predictions__are_drawn_by_frequency(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "source", 0, {"fog": 0.5, "snow": 0.7})  # 55 and 45 of 100 predicted, 50 and 50 labelled
+    (axes,) = plot_objectives.predictions([tmp_path]).axes
+    predicted, labels = axes.get_lines()
+    assert list(predicted.get_ydata()) == pytest.approx([55, 45])
+    assert list(labels.get_ydata()) == pytest.approx([50, 50])
+
+
+def test_command__writes_both_formats(
+    call: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(plot_objectives, "predictions", "--out", tmp_path / "p")
+    assert_names(capsys.readouterr().err, "predictions")
+    call(plot_objectives, "rewards", "--out", tmp_path / "new" / "rewards")
     with Image.open(tmp_path / "new" / "rewards.png") as image:
         assert image.size[0] > 1000
     assert (tmp_path / "new" / "rewards.svg").read_text().startswith("<?xml")

@@ -1,45 +1,34 @@
+"""Studies that reproduce published tables: what they run, what they say of it, and the comparison at the end."""
+
 from __future__ import annotations
 
-import importlib.util
+import csv
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from helpers.errors import assert_names
+from helpers.scripts import SCRIPTS, load_script
 from helpers.sweep_files import make_files, words
-from tta.compare.published import names, read_published
+from tta.compare.published import Published, read_published
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-BIN = Path(sys.executable).parent
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPTS / "reproduce.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-REPRODUCE = load()
-PARTS = [
-    pytest.param(study, name, part, id=f"{study}-{name}")
-    for study, content in REPRODUCE._studies().items()
-    for name, part in content["parts"].items()
-]
+reproduce = load_script("reproduce")
+STUDIES: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(reproduce.STUDIES))  # type: ignore[assignment]
+PARTS = [(study, name, part) for study, content in STUDIES.items() for name, part in content["parts"].items()]
 
 
 def make(name: str, part: dict[str, Any], overrides: list[str], **variables: str) -> Any:
-    return REPRODUCE.make_part(name, part, overrides, Path("runs"), variables)
+    return reproduce.make_part(name, part, overrides, Path("runs"), variables)
 
 
 def labels(sweep: list[str], rates: bool) -> set[str]:
@@ -57,141 +46,167 @@ def labels(sweep: list[str], rates: bool) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("study", "name", "part"), PARTS)
-def test_a_study_makes_every_row_that_is_published(study: str, name: str, part: dict[str, Any]) -> None:
-    assert part["published"] in names()
-    rows = set(read_published(part["published"]).rows)
-    sweeps = make(name, part, [], CLEAN="clean").sweeps
-    assert rows <= set().union(*(labels(sweep, study == "table14") for sweep in sweeps))
+@pytest.fixture(scope="module")
+def published() -> dict[str, Published]:
+    """The published tables that studies are laid beside."""
+    return {name: read_published(name) for name in {part["published"] for _, _, part in PARTS}}
 
 
-@pytest.mark.parametrize(("study", "name", "part"), PARTS)
-def test_a_study_keeps_to_the_published_protocol(study: str, name: str, part: dict[str, Any]) -> None:
-    published = read_published(part["published"])
-    sweeps = [[re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in sweep]
-              for sweep in make(name, part, ["stream.root=x"], CLEAN="clean").sweeps]  # fmt: skip
-    configurations = list(REPRODUCE.configurations(sweeps))
-    assert len(configurations) >= len(sweeps) > 0
-    for config in configurations:
-        ours = {
-            "batch_size": config["stream"]["batch_size"],
-            "severity": config["stream"]["severity"],
-            "reset": config["scenario"]["reset"],
-            "order": config["scenario"]["order"],
-        }
-        assert ours == ours | {key: value for key, value in published.protocol.items() if key in ours}
-        weights = published.protocol["weights"].removeprefix("robustbench:cifar10/corruptions/")
-        assert config["model"]["name"] == weights
-        if wanted := published.protocol.get("normalization"):
-            assert {key: config["model"][key] for key in ("mean", "std")} == wanted
-        if optimizer := config["method"].get("optimizer"):
-            for key, value in published.protocol.get("options", {}).items():
-                assert optimizer[key.removeprefix("optimizer.")] == value
+@pytest.mark.slow
+def test_studies__make_every_published_row(published: dict[str, Published]) -> None:
+    for study, name, part in PARTS:
+        rows = set(published[part["published"]].rows)
+        sweeps = make(name, part, [], CLEAN="clean").sweeps
+        assert rows <= set().union(*(labels(sweep, study == "table14") for sweep in sweeps)), (study, name)
 
 
-def test_every_study_has_a_script() -> None:
-    studies = REPRODUCE._studies()
-    assert studies
-    for study in studies:
+@pytest.mark.slow
+def test_studies__keep_to_the_published_protocol(published: dict[str, Published]) -> None:
+    for study, name, part in PARTS:
+        protocol = published[part["published"]].protocol
+        sweeps = [
+            [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in sweep]  # the first of several values
+            for sweep in make(name, part, ["stream.root=x"], CLEAN="clean").sweeps
+        ]
+        configurations = list(reproduce.configurations(sweeps))
+        assert len(configurations) >= len(sweeps) > 0
+        for config in configurations:
+            place = (study, name, config["method"]["_target_"])
+            ours = {key: config["stream"][key] for key in ("batch_size", "severity")}
+            ours |= {key: config["scenario"][key] for key in ("reset", "order")}
+            assert ours == ours | {key: value for key, value in protocol.items() if key in ours}, place
+            weights = protocol["weights"].removeprefix("robustbench:cifar10/corruptions/")
+            assert config["model"]["name"] == weights, place
+            if wanted := protocol.get("normalization"):
+                assert {key: config["model"][key] for key in ("mean", "std")} == wanted, place
+            if optimizer := config["method"].get("optimizer"):
+                for key, value in protocol.get("options", {}).items():
+                    assert optimizer[key.removeprefix("optimizer.")] == value, place
+
+
+def test_studies__have_a_script_each() -> None:
+    for study in STUDIES:
         file = SCRIPTS / f"reproduce_{study}.sh"
         assert f'/reproduce.py" {study} "$@"' in file.read_text()
         assert os.access(file, os.X_OK)
 
 
-def test_options_take_the_place_of_the_studys_own() -> None:
+def test_options__replace_the_studys_own() -> None:
     ours = ["model=vit_b16", "model.mean=[0.5,0.5,0.5]", "stream=imagenet_c", "seed=1,2,3", "optimizer.lr=1,2"]
-    assert REPRODUCE.replaced(ours, ["model=timm", "+model.kwargs.a=1", "seed=1"]) == [
-        "stream=imagenet_c", "optimizer.lr=1,2", "model=timm", "+model.kwargs.a=1", "seed=1",
-    ]  # fmt: skip
+    assert reproduce.replaced(ours, ["model=timm", "+model.kwargs.a=1", "seed=1"]) == [
+        *("stream=imagenet_c", "optimizer.lr=1,2", "model=timm", "+model.kwargs.a=1", "seed=1"),
+    ]
 
 
-def test_without_its_variable_a_sweep_is_left_out() -> None:
+def test_variables__missing_leave_a_sweep_out() -> None:
     part = {"published": "p", "common": "seed=1", "sweeps": ["method=eata method.fisher.root=$CLEAN", "method=tent"]}
     made = make("a", part, [])
     assert made.sweeps == [["seed=1", "method=tent"]]
-    assert made.left_out == ["without CLEAN in the environment there is no method=eata"]
+    (line,) = made.left_out
+    assert_names(line, "CLEAN", "method=eata")
     made = make("a", part, ["seed=2"], CLEAN="a b")
     assert made.sweeps[0] == ["method=eata", "method.fisher.root=a b", "seed=2"]
-    assert made.left_out == []
+    assert not made.left_out
 
 
-def test_every_combination_is_a_configuration_of_its_own() -> None:
+def test_configurations__one_for_each_combination() -> None:
     sweep = ["method=tent,bn_adapt", "objective=em,dem", "optimizer.lr=1e-3,0.1", "seed=1,2"]
-    found = list(REPRODUCE.configurations([sweep]))
+    found = list(reproduce.configurations([sweep]))
     assert len(found) == 16
-    assert len({REPRODUCE._identity(config) for config in found}) == 8 + 2  # bn_adapt has neither objective nor rate
     tent = [config for config in found if config["method"]["_target_"].endswith("Tent")]
     assert {(config["method"]["optimizer"]["lr"], config["seed"]) for config in tent} == {
-        (0.001, 1), (0.001, 2), (0.1, 1), (0.1, 2),
-    }  # fmt: skip
+        *((0.001, 1), (0.001, 2), (0.1, 1), (0.1, 2)),
+    }
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (90, "1.5 min"), (5400, "1.5 h"), (216000, "2.5 days")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert REPRODUCE.duration(seconds) == text
+def test_told__counts_runs_and_multiplies_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``bn_adapt`` has neither objective nor rate: it is two of the ten runs."""
+    sweep = "method=tent,bn_adapt objective=em,dem optimizer.lr=1e-3,0.1 seed=1,2"
+    part = make("a", {"published": "p", "common": "", "sweeps": [sweep]}, [])
+    monkeypatch.setattr(reproduce, "measured", lambda *_: (1000, 0.5, "a device"))
+    monkeypatch.setattr(reproduce, "method_costs", lambda: {"tent": 3.0, "bnadapt": 1.0})
+    *_, counted, estimated = reproduce.told(part)
+    assert re.findall(r"\d+", counted) == ["10", "0"]
+    seconds = 1000 * 0.5 * (8 * 3.0 + 2 * 1.0)
+    assert_names(estimated, 10, 1000, "a device", reproduce.duration(seconds))
 
 
-def test_costs_are_those_of_the_benchmark() -> None:
-    costs = REPRODUCE.method_costs()
+def test_duration__has_a_fitting_unit() -> None:
+    told = {0.2: "1 s", 59: "59 s", 90: "1.5 min", 5400: "1.5 h", 216000: "2.5 days"}
+    assert {seconds: reproduce.duration(seconds) for seconds in told} == told
+
+
+def test_costs__are_those_of_the_benchmark() -> None:
+    costs = reproduce.method_costs()
+    assert costs.keys() >= {"source", "bnadapt", "tent", "sar", "cotta"}
     assert costs["source"] == pytest.approx(1, abs=0.1)
-    assert costs["bnadapt"] < costs["tent"] < costs["sar"] < costs["cotta"]
 
 
-def run(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "300", **variables}
-    command = ["bash", str(SCRIPTS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_from_end_to_end(tmp_path: Path) -> None:
+def test_study__runs_and_is_compared(
+    call: Callable[..., None],
+    tta_in_process: Callable[[ModuleType], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tta_in_process(reproduce)
+    monkeypatch.setenv("LIMIT", "20")
+    monkeypatch.setenv("COLUMNS", "300")
     make_files(tmp_path)
-    where = [str(tmp_path / "runs"), *words(tmp_path), "--part", "standard"]
-    done = run("reproduce_cifar10_c.sh", *where, LIMIT="20")
-    assert done.returncode == 0, done.stderr
-    said = done.stdout
-    assert said.index("4 runs, 0 of them finished before") < said.index("online accuracy in per cent")
-    assert re.search(
-        r"4 runs of 60 images each, at \d+ images/s for source \(measured on cpu .*\): about \d+ s, one", said
-    )
-    (head,) = re.findall(r"^method .*$", said, re.MULTILINE)
-    assert head.split()[-3:] == ["published", "Δ", "published"]
+    small = [word for word in words(tmp_path) if not word.startswith("stream.corruptions=")]
+    line = ["cifar10_c", tmp_path / "runs", *small, "stream.corruptions=[fog]", "--part", "standard"]
+    call(reproduce, *line)
+    said = capsys.readouterr().out
+    assert [re.findall(r"\d+", text) for text in said.splitlines() if re.match(r" +4 runs,", text)] == [["4", "0"]]
+    assert_names(said, "20 images", "cpu", "tent + adadem")  # what has no published figure is named
     (row,) = re.findall(r"^tent \+ em .*$", said, re.MULTILINE)
-    mean, theirs, difference = float(row.split()[-5]), float(row.split()[-2]), float(row.split()[-1])
+    mean, theirs, difference = float(row.split()[-4]), float(row.split()[-2]), float(row.split()[-1])
     assert theirs == 81.4
     assert difference == pytest.approx(mean - theirs, abs=0.01)
-    assert "No published figure for tent + adadem" in said
-    told = " ".join(said.split())
-    assert (
-        "not the protocol of README of Tent (CIFAR-10-C, single-domain), so that differences to it mean nothing" in told
-    )
-    for difference_ in (
-        "weights test_efficientnet@",
-        "images per domain 20 (10000 there)",
-        "batch size 10 (200 there)",
-    ):
-        assert difference_ in told
-    again = run("reproduce_cifar10_c.sh", *where, "--plan", LIMIT="20")
-    assert again.stdout.rstrip().endswith("4 runs, 4 of them finished before")
+    # Each difference to the published protocol: the weights, the images of a domain, the batch size.
+    assert_names(" ".join(said.split()), "test_efficientnet@", "20 (10000", "10 (200")
+    with (tmp_path / "runs" / "standard" / "comparison-long.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+    call(reproduce, *line, "--plan")
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert re.findall(r"\d+", last) == ["4", "4"]
+
+
+@pytest.mark.slow
+def test_script__plans_a_study(tmp_path: Path) -> None:
+    """From the shell, with a trial of a few batches in a process of its own."""
+    make_files(tmp_path)
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", SCRIPTS / "reproduce_cifar10_c.sh", tmp_path / "runs", *words(tmp_path)]
+    command += ["--part", "standard", "--plan"]
+    environment = {**os.environ, "PATH": search, "LIMIT": "20"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_names(done.stdout, "stream.limit=20", "60 images", "cpu")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "named"),
     [
-        ("table12 runs", "reproduce: error: stream.root is needed"),
-        ("table12 runs stream.root=nowhere", "nowhere"),
-        ("table12 runs stream.root=x --part vgg", "--part: table12 has no part 'vgg'; it has resnet50, vit_b16"),
-        ("table12 stream.root=x", "expected the folder for the runs, then options of tta as KEY=VALUE"),
-        ("table99 runs", "invalid choice: 'table99'"),
+        ("table12 runs", ["stream.root"]),
+        ("table12 runs stream.root=x --part vgg", ["--part", "vgg", "resnet50", "vit_b16"]),
+        ("table12 stream.root=x", ["KEY=VALUE"]),
+        ("table99 runs", ["table99"]),
     ],
+    ids=["no root", "part", "no folder", "study"],
 )
-def test_what_is_wrong_is_told(
-    line: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_errors__name_what_is_wrong(
+    line: str,
+    named: list[str],
+    call: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *shlex.split(line)])
     with pytest.raises(SystemExit) as error:
-        REPRODUCE.main()
-    assert message in f"{error.value} {capsys.readouterr().err}"
+        call(reproduce, *shlex.split(line))
+    assert_names(f"{error.value} {capsys.readouterr().err}", *named)
     assert not list(tmp_path.iterdir())
