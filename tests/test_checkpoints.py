@@ -1,213 +1,127 @@
-"""A run that is cut off anywhere goes on to the same rows."""
+"""A run that is cut off goes on to the same files as if nothing had happened."""
 
 from __future__ import annotations
 
-import functools
+import json
+import os
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from helpers.backbones import small_net
-from helpers.sweep_files import left, rows
-from tta import checkpoints as module
-from tta.checkpoints import Checkpoints, code_digest, load_method_state, method_state
-from tta.loggers import Logger
-from tta.methods import Method, Tent
-from tta.methods.parameters import norm_parameters
-from tta.objectives import AdaDEM
-from tta.runner import Runner
-from tta.runs import RunDirectory
-from tta.streams import Scenario, Stream
-from tta.streams.base import Domain, Loaded
+import tta
+from helpers.errors import assert_names
+from helpers.own_parts import WATCH, own_words
+from helpers.sweep_files import left, words
+from tta.methods import Tent
 
-CPU = torch.device("cpu")
-ORIGIN = {"run": "1", "code": "2", "device": "cpu"}
-BATCHES = 9
+Command = Callable[..., Any]
+BATCHES = 9  # three domains of 28 images, of which one in seven cannot be read, in batches of 10
+SKIPPED = 4  # of a domain
 
 
-def stream() -> Stream:
-    """Three domains of 28 images, of which one in seven cannot be read; batches of 10."""
+@pytest.fixture
+def own(tta_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a method that draws from all generators; return how many batches it was given, or None if cut off."""
+    fixed = ["method=drawing", "objective=adadem", "optimizer=adam", "optimizer.lr=0.05"]
+    fixed += ["stream.domains=3", "stream.images=28", "stream.batch_size=10", "stream.broken=7"]
 
-    def load(shade: int, index: Tensor) -> Loaded:
-        images = torch.stack([torch.full((3, 8, 8), (37 * int(i) + shade) % 256, dtype=torch.uint8) for i in index])
-        (kept,) = torch.where(index % 7 > 0)
-        return Loaded(images[kept], kept, tuple(f"{shade}-{int(i)}" for i in index if i % 7 == 0))
+    def call(*more: str, stop: int | None = None) -> int | None:
+        arguments = own_words(tmp_path / "own", *fixed, *more)
+        WATCH.clear(stop)
+        np.random.seed(0)  # noqa: NPY002 - tta seeds torch alone
+        random.seed(0)
+        if stop is None:
+            tta_command(*arguments)
+            return WATCH.calls
+        with pytest.raises(SystemExit) as end:
+            tta_command(*arguments)
+        assert end.value.code == 130
+        return None
 
-    labels = torch.arange(28) % 4
-    names = ("fog", "snow", "frost")
-    return Stream([Domain(name, 5, labels, functools.partial(load, 50 * n)) for n, name in enumerate(names)], 4, 10)
-
-
-class Drawing(Tent):
-    """Draws from all global generators, as methods should not."""
-
-    def step(self, images: Tensor) -> Tensor:
-        noise = torch.rand(()) + float(np.random.rand()) + random.random()  # noqa: NPY002
-        return super().step(images + 0.1 * noise)
-
-
-def method() -> Method:
-    return Drawing(small_net("batch"), AdaDEM(), functools.partial(torch.optim.Adam, lr=0.05))
+    return call
 
 
-class CutOffError(Exception):
-    pass
+def only(runs: Path) -> Path:
+    (folder,) = runs.glob("own*")
+    return folder
 
 
-def run(folder: Path, scenario: Scenario, every: int | None = 1, stop: int | None = None) -> dict[str, Any]:
-    """Run in a directory, from its checkpoint if there is one, up to batch ``stop`` of this call."""
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    directory = RunDirectory(folder / "run")
-    checkpoints = Checkpoints(directory.checkpoint_path, ORIGIN, every)
-    said: list[str] = []
-    checkpoints.load(said.append)
-    assert not said
-    loggers: list[Logger] = []
-    runner = Runner(method(), stream(), scenario, 0, directory, loggers, CPU, checkpoints=checkpoints)
-    done = runner.prepare()
-    assert (done > 0) == (checkpoints.state is not None)
-    predict, calls = runner._predict, 0
-
-    def cut_off(images: Tensor) -> Tensor:
-        nonlocal calls
-        if calls == stop:
-            directory.write("batches", {"step": 12345})  # a row that the checkpoint does not know
-            raise CutOffError
-        calls += 1
-        return predict(images)
-
-    runner._predict = cut_off  # type: ignore[method-assign]
-    with directory:
-        summary = runner.run()
-        directory.finish(summary)
-    return {**summary, "calls": calls}
+def tables(runs: Path) -> dict[str, Any]:
+    return {name: content for name, content in left(runs).items() if name.endswith(".csv")}
 
 
-SCENARIOS = {
-    "single": Scenario(),
-    "continual": Scenario("never"),
-    "mixed": Scenario("never", mix=True),
-    "recurring": Scenario("never", rounds=2),
-}
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
-@pytest.mark.parametrize("every", [1, 2, None])
-def test_a_run_cut_off_anywhere_goes_on_to_the_same_files(
-    tmp_path: Path, scenario: Scenario, every: int | None
+@pytest.mark.parametrize(
+    ("options", "stop", "cuts"),
+    [
+        (("scenario=continual", "checkpoint.every=1"), 2, 4),
+        (("scenario=mixed", "checkpoint.every=2"), 3, 3),  # rows that the checkpoint does not know go
+        (("scenario=recurring", "scenario.rounds=2", "stream.domains=2"), 5, 3),  # checkpoints between domains alone
+    ],
+)
+def test_run__cut_off_again_and_again(
+    own: Command, tmp_path: Path, options: tuple[str, ...], stop: int, cuts: int
 ) -> None:
-    expected = run(tmp_path / "undisturbed", scenario, every)
-    for stop in range(1, expected["calls"], 1 if every == 2 else 3):
-        folder = tmp_path / str(stop)
-        with pytest.raises(CutOffError):
-            run(folder, scenario, every, stop)
-        summary = run(folder, scenario, every)
-        assert left(folder) == left(tmp_path / "undisturbed")
-        assert summary["skipped"] == expected["skipped"]
-        assert len(expected["skipped"]) == 12 * scenario.rounds
-        if every:
-            assert summary["calls"] == expected["calls"] - stop // every * every
+    own(*options)
+    expected = left(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "undisturbed")
+    (summary,) = (content for name, content in expected.items() if name.endswith("summary.json"))
+    assert len(summary["skipped"]) == SKIPPED * len(summary["domains"])
+    for _ in range(cuts):
+        own(*options, stop=stop)
+        assert not (only(tmp_path / "runs") / "summary.json").exists()
+    assert 1 <= own(*options) <= stop
+    assert left(tmp_path / "runs") == expected
 
 
-def test_a_run_cut_off_again_and_again(tmp_path: Path) -> None:
-    scenario = Scenario("never")
-    run(tmp_path / "undisturbed", scenario)
-    for _ in range(BATCHES - 1):
-        with pytest.raises(CutOffError):
-            run(tmp_path / "cut", scenario, stop=1)
-    assert run(tmp_path / "cut", scenario)["calls"] == 1
-    assert left(tmp_path / "cut") == left(tmp_path / "undisturbed")
+def test_run__seconds_of_its_parts_add_up(own: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that goes on by one at each look."""
+    now = iter(range(100_000))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+
+    def seconds(runs: str) -> float:
+        return json.loads((only(tmp_path / runs) / "summary.json").read_text())["seconds"]
+
+    own("runs_dir=undisturbed", "checkpoint.every=1")
+    own("runs_dir=cut", "checkpoint.every=1", stop=8)
+    own("runs_dir=cut", "checkpoint.every=1")
+    assert seconds("cut") > 0.8 * seconds("undisturbed")
 
 
-def test_the_figures_tell_whether_the_state_was_restored(tmp_path: Path) -> None:
-    """What the tests above rely on: each part of the state shows in the rows."""
-    run(tmp_path / "undisturbed", Scenario("never"))
-    for forgotten in ("set_random_state", "load_method_state"):
-        with pytest.MonkeyPatch.context() as patch:
-            with pytest.raises(CutOffError):
-                run(tmp_path / forgotten, Scenario("never"), stop=4)
-            patch.setattr(f"tta.runner.{forgotten}", lambda *arguments: None)
-            run(tmp_path / forgotten, Scenario("never"))
-        assert left(tmp_path / forgotten) != left(tmp_path / "undisturbed")
+@pytest.fixture
+def again(own: Command, tmp_path: Path) -> Command:
+    """Cut a run off before its sixth batch; call it again after a change, and return how many batches that took."""
+    own("checkpoint.every=1", stop=5)
+    (tmp_path / "runs").rename(tmp_path / "cut")
+    own("checkpoint.every=1")
+    undisturbed = tables(tmp_path / "runs")
+
+    def call(change: Callable[[Path], Any], *more: str) -> int:
+        shutil.rmtree(tmp_path / "runs")
+        shutil.copytree(tmp_path / "cut", tmp_path / "runs")
+        change(only(tmp_path / "runs"))
+        batches: int = own("checkpoint.every=1", *more)
+        assert tables(tmp_path / "runs") == undisturbed
+        return batches
+
+    return call
 
 
-def test_seconds_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100_000))
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    expected = run(tmp_path / "undisturbed", Scenario())["seconds"]
-    with pytest.raises(CutOffError):
-        run(tmp_path / "cut", Scenario(), stop=8)
-    assert run(tmp_path / "cut", Scenario())["seconds"] > 0.8 * expected
+def spoil(change: Callable[[bytes], bytes]) -> Callable[[Path], int]:
+    return lambda run: (run / "checkpoint").write_bytes(change((run / "checkpoint").read_bytes()))
 
 
-def saved(path: Path) -> Checkpoints:
-    (path.parent / "batches.csv").write_text("step\n0\n")
-    checkpoints = Checkpoints(path, ORIGIN)
-    checkpoints.save({"batch": 1, "files": {"batches": 7}})
-    return checkpoints
-
-
-def reason(path: Path, origin: dict[str, str] | None = None) -> str:
-    said: list[str] = []
-    checkpoints = Checkpoints(path, origin or ORIGIN)
-    checkpoints.load(said.append)
-    assert not (said and checkpoints.state)
-    return "".join(said)
-
-
-def test_a_checkpoint_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint"
-    assert reason(path) == ""  # there is none: nothing to say
-    saved(path)
-    checkpoints = Checkpoints(path, ORIGIN)
-    checkpoints.load(pytest.fail)
-    assert checkpoints.state == {"batch": 1, "files": {"batches": 7}}
-
-
-@pytest.mark.parametrize("other", ORIGIN)
-def test_a_checkpoint_of_another_run_code_or_device_is_not_used(tmp_path: Path, other: str) -> None:
-    saved(tmp_path / "checkpoint")
-    said = reason(tmp_path / "checkpoint", {**ORIGIN, other: "x"})
-    assert said.endswith(f"checkpoint is not used (it is of another {other}): it is run from the beginning")
-
-
-def spoil_middle(content: bytes) -> bytes:
-    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
-
-
-SPOILT: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
-    "cut off": lambda content: content[:-1],
-    "a bit": spoil_middle,
-    "header alone": lambda content: content.partition(b"\n")[0],
-    "another json": lambda content: b"[]\n" + content,
-    "zeros": lambda content: bytes(len(content)),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
-def test_a_broken_checkpoint_is_not_used(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / "checkpoint"
-    saved(path)
-    path.write_bytes(spoil(path.read_bytes()))
-    assert "is not used (it is broken)" in reason(path)
-
-
-def test_a_checkpoint_of_rows_that_are_gone_is_not_used(tmp_path: Path) -> None:
-    saved(tmp_path / "checkpoint")
-    (tmp_path / "batches.csv").write_text("step\n")
-    assert "is not used (batches.csv has lost rows)" in reason(tmp_path / "checkpoint")
-
-
-def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint__is_used_only_if_whole_and_its_own(
+    own: Command, again: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read as data alone: who can write into the runs must not be able to have anything called."""
     asked: list[Any] = []
     load = torch.load
 
@@ -216,96 +130,106 @@ def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path, monkeypatch: pytest
         return load(*arguments, **options)
 
     monkeypatch.setattr(torch, "load", asking)
-    saved(tmp_path / "checkpoint")
-    assert reason(tmp_path / "checkpoint") == ""
+    assert again(lambda run: None) == BATCHES - 5
     assert asked == [True]
+    own("checkpoint.every=1", "seed=1", "runs_dir=other", stop=5)
+    for change in (
+        spoil(lambda content: b""),
+        spoil(lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]),
+        spoil(lambda content: b"[]\n" + content),
+        lambda run: (run / "batches.csv").write_text("step\n"),
+        lambda run: shutil.copy(only(tmp_path / "other") / "checkpoint", run),
+        lambda run: monkeypatch.setattr(torch, "get_num_threads", lambda: 64),  # which round otherwise
+    ):
+        capsys.readouterr()
+        assert again(change) == BATCHES
+        assert_names(capsys.readouterr().err, "checkpoint")
 
 
-def test_due_every_so_many_batches_and_between_domains_that_are_worth_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_checkpoint__of_other_code_is_not_used(own: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a class of one's own; see below for that of the package."""
+    for line, stop in (("", 5), ("x = 1", None)):
+        (tmp_path / "changing.py").write_text(
+            f"from helpers.own_parts import Drawing\n\nclass Mine(Drawing):\n    pass\n{line}\n"
+        )
+        monkeypatch.delitem(sys.modules, "changing", raising=False)
+        batches = own("method._target_=changing.Mine", "checkpoint.every=1", stop=stop)
+    assert batches == BATCHES
+
+
+@pytest.mark.slow
+def test_checkpoint__of_another_package_is_not_used(files: Path, tmp_path: Path) -> None:
+    package = Path(tta.__file__).parent
+    shutil.copytree(package, tmp_path / "tta", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "configs", tmp_path / "configs")
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom tta.methods import Tent\n\nclass Mine(Tent):\n    def step(self, images):\n"
+        "        if self.batches_seen == 2 and 'CUT' in os.environ:\n            raise KeyboardInterrupt\n"
+        "        return super().step(images)\n"
+    )
+
+    def run(**environment: str) -> str:
+        command = [sys.executable, "-m", "tta", *words(files), "method=tent", "method._target_=mine.Mine"]
+        told = subprocess.run(
+            [*command, "checkpoint.every=1"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == (130 if environment else 0), told.stderr
+        return told.stderr
+
+    run(CUT="1")
+    with (tmp_path / "tta" / "objectives.py").open("a") as file:
+        file.write("# another line\n")
+    told = run()
+    assert_names(told, "checkpoint")
+    assert " 20 " not in told  # images that a checkpoint would have known
+
+
+def test_checkpoint__leaves_out_frozen_weights(
+    tta_command: Command, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 0.0
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    checkpoints = Checkpoints(tmp_path / "checkpoint", ORIGIN, every=3)
-    assert [number for number in range(1, 10) if checkpoints.due(number, False)] == [3, 6, 9]
-    checkpoints = Checkpoints(tmp_path / "checkpoint", ORIGIN)
-    assert not any(checkpoints.due(number, False) for number in range(1, 10))
-    assert checkpoints.due(5, True)
-    checkpoints._cost = 0.5  # seconds
-    assert not checkpoints.due(5, True)
-    now = 0.5 * module.SHARE
-    assert checkpoints.due(5, True)
+    step = Tent.step
+
+    def cut_off(self: Tent, images: torch.Tensor) -> torch.Tensor:
+        if self.batches_seen == 2:
+            raise KeyboardInterrupt
+        return step(self, images)
+
+    monkeypatch.setattr(Tent, "step", cut_off)
+    with pytest.raises(SystemExit):
+        tta_command(*words(files), "method=tent", "checkpoint.every=1")
+    (checkpoint,) = (tmp_path / "runs").glob("*/checkpoint")
+    assert checkpoint.stat().st_size < 0.2 * (files / "net.safetensors").stat().st_size
 
 
-def test_every_must_be_a_whole_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint\.every must be a whole number of at least 1, got 0"):
-        Checkpoints(tmp_path / "checkpoint", ORIGIN, every=0)
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Batches before each checkpoint, on a clock by which one takes a second to save."""
+    saved: list[int] = []
+    save = torch.save
+
+    def counted(*arguments: Any, **options: Any) -> None:
+        saved.append(WATCH.calls)
+        save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", counted)
+        yield saved
 
 
-def test_weights_that_never_change_are_not_saved() -> None:
-    one = method()
-    state = method_state(one)
-    adapted = {f"backbone.{name}" for name in norm_parameters(one.backbone)}
-    assert {name for name in state if name.startswith("backbone.")} == adapted
-    one(torch.rand(8, 3, 8, 8))
-    other = method()
-    load_method_state(other, method_state(one))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+def test_checkpoint__every_so_many_batches(own: Command, saved: list[int]) -> None:
+    own("scenario=mixed", "checkpoint.every=4")
+    assert saved == [4, 8]
 
 
-def test_the_codes_name_changes_with_the_file_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_part.py").write_text("class Part: pass\n")
-    import my_part  # type: ignore[import-not-found]
-
-    before = code_digest(my_part.Part())
-    assert code_digest(my_part.Part()) == before != code_digest()
-    (tmp_path / "my_part.py").write_text("class Part: x = 1\n")
-    assert code_digest(my_part.Part()) != before
-
-
-def test_the_codes_name_changes_with_each_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "inner").mkdir()
-    files = [tmp_path / "checkpoints.py", tmp_path / "inner" / "other.py"]
-    monkeypatch.setattr(module, "__file__", str(files[0]))
-
-    def name(content: str, of: Path) -> str:
-        of.write_text(content)
-        module._package_digest.cache_clear()
-        return code_digest()
-
-    try:
-        names = [name("x = 1", file) for file in files] + [name("x = 2", file) for file in files]
-        monkeypatch.setattr(torch, "__version__", "0.0")
-        names.append(name("x = 2", files[0]))
-        assert len(set(names)) == 5
-    finally:
-        module._package_digest.cache_clear()
-
-
-def test_rows_behind_those_kept_go(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run") as directory:
-        directory.write("domains", {"domain": "fog"})
-        kept = directory.sizes()
-        directory.write("domains", {"domain": "snow"})
-    with RunDirectory(tmp_path / "run", kept) as directory:
-        directory.write("domains", {"domain": "frost"})
-    assert [row["domain"] for row in rows(tmp_path / "run" / "domains.csv")] == ["fog", "frost"]
-
-
-def test_a_run_that_begins_anew_has_no_checkpoint_of_before(tmp_path: Path) -> None:
-    with pytest.raises(CutOffError):
-        run(tmp_path, Scenario(), stop=5)
-    with RunDirectory(tmp_path / "run") as directory:
-        assert not directory.checkpoint_path.exists()
-
-
-def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run") as directory:
-        directory.finish({})
-        expected = left(tmp_path)
-    (tmp_path / "run" / "checkpoint").write_bytes(b"")
-    (tmp_path / "run" / ".checkpoint-abc").write_bytes(b"")
-    (tmp_path / "run" / ".summary.json-abc.json").write_bytes(b"")
-    directory.tidy()
-    assert left(tmp_path) == expected
+@pytest.mark.parametrize(("seconds", "expected"), [(10, [3]), (20, [3, 6])])
+def test_checkpoint__between_domains_that_are_worth_it(
+    own: Command, saved: list[int], monkeypatch: pytest.MonkeyPatch, seconds: int, expected: list[int]
+) -> None:
+    """Saving, which takes a second here, is to cost 2 % of a run at most: a domain of three batches takes 30, or 60."""
+    monkeypatch.setattr("time.perf_counter", lambda: float(seconds * WATCH.calls + len(saved)))
+    own()
+    assert saved == expected

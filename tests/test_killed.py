@@ -1,60 +1,66 @@
-"""A sweep that is killed at ten moments and started again ends with the files of one that was not."""
+"""A sweep that is killed again and again ends with the files of one that was not."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from helpers.forks import forked
 from helpers.sweep_files import differences, left, make_files, words
-from tta import cli
 
-KILLS = 10
-SEEDS, ROWS = (0, 1), 12  # of a run
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+METHODS, PACKED_METHODS = ("deyo", "rotta"), ("tent", "adadem")
 PACKED = ("replicas=3", "replica_pass=interleaved")
+SEEDS, ROWS = (0, 1), 12  # of a run
 
 
-def sweep(files: Path, runs_dir: Path, targets: Sequence[int], methods: Sequence[str], *options: str) -> str:
-    """Run the sweep, killed whenever all its runs together have so many rows; return what it said."""
-    arguments = ["-m", f"method={','.join(methods)}", f"seed={','.join(map(str, SEEDS))}", "optimizer.lr=0.01"]
-    arguments += [*words(files), "scenario=continual", "checkpoint.every=2", f"runs_dir={runs_dir}", *options]
-    said, cache = files / "said", {"TTA_CACHE": str(files / "cache")}
-    for number, target in enumerate([*targets, sys.maxsize]):
-        pause = random.Random(number).uniform(0, 0.02)
-        with said.open("a") as file:
-            process = forked(cli.main, "tta", *arguments, cwd=files, env=cache, stdout=file, stderr=file)
-        while process.poll() is None and _rows(runs_dir) < target:
-            time.sleep(0.003)  # a row takes several times as long
-        if target < sys.maxsize:
-            time.sleep(pause)
-            process.kill()
-        assert process.wait() == (-signal.SIGKILL if target < sys.maxsize else 0), said.read_text()
-    return said.read_text()
+def arguments(files: Path, runs_dir: Path, methods: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Words of the sweep, as after ``tta``."""
+    own = [f"method={','.join(methods)}", f"seed={','.join(map(str, SEEDS))}", "optimizer.lr=0.01"]
+    return ["-m", *own, *words(files), "scenario=continual", "checkpoint.every=2", f"runs_dir={runs_dir}", *options]
 
 
-def _rows(runs_dir: Path) -> int:
+def start(files: Path, *words: str) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TTA_CACHE": str(files / "cache"), "PYTHONPATH": path}
+    with (files / "said").open("w") as file:
+        command = [sys.executable, "-m", "tta", *words]
+        return subprocess.Popen(command, cwd=files, env=environment, stdout=file, stderr=file)
+
+
+def count_rows(runs_dir: Path) -> int:
     return sum(file.read_bytes().count(b"\n") - 1 for file in runs_dir.glob("*/batches.csv"))
 
 
 @pytest.mark.parametrize(
-    ("methods", "options"), [(("deyo", "rotta"), ()), (("tent", "adadem"), PACKED)], ids=["one by one", "packed"]
+    ("methods", "options", "kills"), [(METHODS, (), 3), (PACKED_METHODS, PACKED, 2)], ids=["one by one", "packed"]
 )
-def test_a_sweep_killed_at_ten_moments_ends_with_the_files_of_an_undisturbed_one(
-    tmp_path: Path, methods: Sequence[str], options: Sequence[str]
+def test_killed_sweep__ends_with_the_same_files(
+    tta_command: Callable[..., None], tmp_path: Path, methods: Sequence[str], options: Sequence[str], kills: int
 ) -> None:
+    """The sweep is killed whenever all its runs together have so many rows, and started again."""
     make_files(tmp_path)
-    told = sweep(tmp_path, tmp_path / "undisturbed", [], methods, *options)
-    assert "goes on after" not in told
-    targets = sorted(random.Random(0).sample(range(1, len(methods) * len(SEEDS) * ROWS), KILLS))
-    told = sweep(tmp_path, tmp_path / "killed", targets, methods, *options)
-    assert told.count("goes on after") >= KILLS // 2  # other kills come before a run's first checkpoint
-    killed, undisturbed = left(tmp_path / "killed"), left(tmp_path / "undisturbed")
+    tta_command(*arguments(tmp_path, tmp_path / "undisturbed", methods, options))
+    runs_dir, total = tmp_path / "killed", len(methods) * len(SEEDS) * ROWS
+    for target in sorted(random.Random(0).sample(range(4, total), kills)):
+        process = start(tmp_path, *arguments(tmp_path, runs_dir, methods, options))
+        while process.poll() is None and count_rows(runs_dir) < target:
+            time.sleep(0.003)  # a row takes several times as long
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
+    assert start(tmp_path, *arguments(tmp_path, runs_dir, methods, options)).wait() == 0, (
+        tmp_path / "said"
+    ).read_text()
+    killed, undisturbed = left(runs_dir), left(tmp_path / "undisturbed")
     # Which runs share a pass is another matter after a kill, and so is the rounding.
     assert not differences(killed, undisturbed) if options else killed == undisturbed
-    assert len(left(tmp_path / "killed")) == len(methods) * len(SEEDS) * 5
+    assert len(killed) == len(methods) * len(SEEDS) * 5

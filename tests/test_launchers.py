@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
-from helpers.forks import forked
+from helpers.errors import assert_names
 from helpers.sweep_files import left, words
-from tta import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEEDED = {
@@ -31,24 +34,13 @@ def needs(extra: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"not installed: pip install 'tta[{extra}]'")
 
 
-@pytest.fixture(scope="module")
-def alone(files: Path) -> Path:
-    """Results of the sweep in one process."""
-    done = start(files, files / "alone").communicate(timeout=200)
-    assert "2 job(s): 2 done" in done[0], done[1]
-    return files / "alone"
-
-
 def start(files: Path, runs_dir: Path, *launcher: str) -> subprocess.Popen[str]:
-    """Start the sweep; for a launcher, which begins processes like the one that it is in, as a user does."""
+    """Start the sweep, as a user does."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "TTA_CACHE": str(files / "cache"), "HOME": str(runs_dir.parent)}
-    arguments = ["-m", *words(files), "method=deyo", "seed=0,1", "optimizer.lr=0.01", "checkpoint.every=1"]
-    arguments += [f"runs_dir={runs_dir}", *launcher]
+    command = [sys.executable, "-m", "tta", "-m", *words(files), "method=deyo", "seed=0,1", "optimizer.lr=0.01"]
+    command += ["checkpoint.every=1", f"runs_dir={runs_dir}", *launcher]
     pipe = subprocess.PIPE
-    if not launcher:
-        return forked(cli.main, "tta", *arguments, cwd=files, env=environment, stdout=pipe, stderr=pipe)
-    command = [sys.executable, "-m", "tta", *arguments]
     return subprocess.Popen(command, cwd=files, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
@@ -58,6 +50,14 @@ def finish(sweep: subprocess.Popen[str]) -> str:
     assert sweep.returncode == 0, out + error
     assert "Warning" not in error
     return out + error
+
+
+@pytest.fixture(scope="module")
+def alone(files: Path) -> Path:
+    """Results of the sweep in one process; two such sweeps at once, which share the runs."""
+    said = [finish(sweep) for sweep in [start(files, files / "alone") for _ in range(2)]]
+    assert len(re.findall(r"seed[01]: accuracy ", "".join(said))) == 2  # of two jobs, each was run once
+    return files / "alone"
 
 
 def owner(runs_dir: Path) -> Iterator[int]:
@@ -78,54 +78,58 @@ def kill_one(sweep: subprocess.Popen[str], runs_dir: Path) -> None:
     os.kill(victim, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @needs("submitit")
-def test_submitit_leaves_the_same_files(files: Path, alone: Path, tmp_path: Path) -> None:
-    said = finish(start(files, tmp_path / "runs", "hydra/launcher=submitit_local"))
-    assert "2 job(s): 2 done" in said
+def test_submitit__leaves_the_same_files(files: Path, alone: Path, tmp_path: Path) -> None:
+    finish(start(files, tmp_path / "runs", "hydra/launcher=submitit_local"))
     assert left(tmp_path / "runs") == left(alone)
 
 
+@pytest.mark.slow
 @needs("joblib")
-def test_jobs_whose_process_is_killed_are_run_again(files: Path, alone: Path, tmp_path: Path) -> None:
+def test_joblib__runs_a_killed_job_again(files: Path, alone: Path, tmp_path: Path) -> None:
     sweep = start(files, tmp_path / "runs", "hydra/launcher=joblib")
     kill_one(sweep, tmp_path / "runs")
-    said = finish(sweep)
-    assert "were lost (TerminatedWorkerError: " in said
-    assert "goes on after" in said
+    assert_names(finish(sweep), "TerminatedWorkerError")  # joblib gives up all jobs, and the sweep starts it anew
     assert left(tmp_path / "runs") == left(alone)
     # The command is the user's, not that of a process that the launcher made.
     for file in (tmp_path / "runs").glob("*/summary.json"):
         assert "seed=0,1" in json.loads(file.read_text())["command"]
 
 
+@pytest.mark.slow
 @needs("ray")
-def test_ray_runs_a_job_again_whose_process_is_killed(files: Path, alone: Path, tmp_path: Path) -> None:
+def test_ray__runs_a_killed_job_again(files: Path, alone: Path, tmp_path: Path) -> None:
     sweep = start(files, tmp_path / "runs", "hydra/launcher=ray", "hydra.launcher.init.num_cpus=2")
     kill_one(sweep, tmp_path / "runs")
-    said = finish(sweep)
-    assert "goes on after" in said
-    assert "2 job(s): 2 done" in said
-    assert "were lost" not in said
+    assert "WorkerCrashedError" not in finish(sweep)  # Ray itself starts the job anew
     assert left(tmp_path / "runs") == left(alone)
 
 
 @needs("ray")
-def test_a_job_that_ray_gives_up_is_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray__a_job_given_up_is_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other jobs go on."""
     import ray
 
-    from tta.launchers.ray import _returned
+    from tta.launchers.ray import launch
 
-    def give_up(task: object) -> None:
-        raise ray.exceptions.WorkerCrashedError
+    def get(task: int) -> JobReturn:
+        if task == 0:
+            raise ray.exceptions.WorkerCrashedError
+        return JobReturn(status=JobStatus.COMPLETED)
 
-    monkeypatch.setattr(ray, "get", give_up)
+    cancelled: list[int] = []
+    job = SimpleNamespace(remote=lambda *arguments: arguments[-1])
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: job)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", lambda task, force: cancelled.append(task))
+    launcher: Any = SimpleNamespace(
+        init={}, remote={"num_cpus": 1}, hydra_context=None, config=None, task_function=None
+    )
+    crashed, other = launch(launcher, [["seed=0"], ["seed=1"]], 0)
+    assert other.status == JobStatus.COMPLETED
+    assert crashed.status == JobStatus.FAILED
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        _ = _returned(None).return_value
-
-
-def test_two_sweeps_at_once_share_the_runs(files: Path, alone: Path, tmp_path: Path) -> None:
-    sweeps = [start(files, tmp_path / "runs") for _ in range(2)]
-    said = [finish(sweep) for sweep in sweeps]
-    assert all("2 job(s): " in text for text in said)
-    assert "".join(said).count(": accuracy ") == 2  # of two jobs, each was run once
-    assert left(tmp_path / "runs") == left(alone)
+        _ = crashed.return_value
+    assert cancelled == [0, 1]

@@ -1,3 +1,5 @@
+"""Metrics of a domain against their formulas in float64 NumPy."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,6 +10,7 @@ from helpers.device_questions import DeviceQuestions
 from tta.metrics import DomainMetrics, Predictions
 
 BINS = 15
+CPU = torch.device("cpu")
 
 
 def logits_and_labels(n: int, c: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,14 +36,14 @@ def calibration_error(p: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fed(logits: torch.Tensor, labels: torch.Tensor, batch_size: int = 32) -> DomainMetrics:
-    metrics = DomainMetrics(logits.shape[1], torch.device("cpu"))
+    metrics = DomainMetrics(logits.shape[1], CPU)
     for part, truth in zip(logits.split(batch_size), labels.split(batch_size), strict=True):
         metrics.update(part, truth)
     return metrics
 
 
 @pytest.mark.parametrize(("n", "c", "scale"), [(1, 2, 1.0), (100, 10, 3.0), (333, 10, 0.1), (200, 1000, 5.0)])
-def test_figures_are_those_of_the_formulas(n: int, c: int, scale: float) -> None:
+def test_metrics__follow_the_formulas(n: int, c: int, scale: float) -> None:
     logits, labels = logits_and_labels(n, c, scale)
     p, truth = softmax(logits.double().numpy()), labels.numpy()
     figures = fed(logits, labels).compute()
@@ -50,29 +53,29 @@ def test_figures_are_those_of_the_formulas(n: int, c: int, scale: float) -> None
     assert figures["entropy"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-5)
 
 
-def test_confidence_of_one_belongs_to_the_last_bin() -> None:
-    # Half sure at 1.0 and wrong, half sure at some 0.95 and right: in one bin the errors cancel in part.
+def test_calibration__puts_one_into_the_last_bin() -> None:
+    """Ten wrong images at confidence 1.0 and ten right ones at 0.95 share a bin, where their errors partly cancel."""
     logits = torch.tensor([[100.0, 0.0]] * 10 + [[3.0, 0.0]] * 10)
     labels = torch.tensor([1] * 10 + [0] * 10)
     expected = (1 + 1 / (1 + np.exp(-3))) / 2 - 0.5
     assert fed(logits, labels).compute()["calibration_error"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_sure_and_right_is_perfectly_calibrated() -> None:
+def test_calibration__sure_and_right_has_no_error() -> None:
     labels = torch.arange(10)
     assert fed(torch.eye(10) * 200, labels).compute() == pytest.approx(
         {"n": 10, "accuracy": 1.0, "calibration_error": 0.0, "entropy": 0.0}, abs=1e-6
     )
 
 
-def test_how_the_stream_is_cut_into_batches_changes_nothing() -> None:
+def test_metrics__do_not_depend_on_the_batch_size() -> None:
     logits, labels = logits_and_labels(100, 5, 2.0)
     whole, cut = fed(logits, labels, 100), fed(logits, labels, 7)
     assert whole.compute() == pytest.approx(cut.compute(), abs=1e-6)
     assert whole.classes() == cut.classes()
 
 
-def test_counts_of_each_class() -> None:
+def test_classes__are_counted() -> None:
     logits, labels = logits_and_labels(200, 7, 1.0)
     predicted = logits.argmax(1)
     expected = [
@@ -82,10 +85,10 @@ def test_counts_of_each_class() -> None:
     assert fed(logits, labels).classes() == expected
 
 
-def test_counts_of_a_batch() -> None:
+def test_update__counts_its_batch_only() -> None:
     logits, labels = logits_and_labels(50, 6, 2.0)
-    metrics = DomainMetrics(6, torch.device("cpu"))
-    metrics.update(*logits_and_labels(50, 6, 2.0, seed=1))  # one before, that must not count
+    metrics = DomainMetrics(6, CPU)
+    metrics.update(*logits_and_labels(50, 6, 2.0, seed=1))
     counts = metrics.update(logits, labels)
     p = softmax(logits.double().numpy())
     assert int(counts.correct) == (p.argmax(1) == labels.numpy()).sum()
@@ -98,9 +101,9 @@ def mixture(domains: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return logits, labels, torch.randint(domains, (200,), generator=torch.Generator().manual_seed(5))
 
 
-def test_each_image_of_a_mixture_counts_to_its_own_domain() -> None:
+def test_mixture__counts_images_to_their_domains() -> None:
     logits, labels, member = mixture()
-    mixed = DomainMetrics(6, torch.device("cpu"))
+    mixed = DomainMetrics(6, CPU)
     for start in range(0, 200, 32):
         part = slice(start, start + 32)
         counts = mixed.update(logits[part], labels[part], member[part])
@@ -113,15 +116,15 @@ def test_each_image_of_a_mixture_counts_to_its_own_domain() -> None:
         assert mixed.classes(number) == alone.classes()
 
 
-def test_a_mixture_is_counted_without_waiting_for_the_device() -> None:
+def test_update__does_not_synchronise() -> None:
     logits, labels, member = mixture()
-    metrics = DomainMetrics(6, torch.device("cpu"))
+    metrics = DomainMetrics(6, CPU)
     with DeviceQuestions() as questions:
         metrics.update(logits, labels, member)
     assert questions.asked == []
 
 
-def test_predictions_of_several_batches_at_once_are_those_of_each() -> None:
+def test_predictions__of_several_batches_at_once() -> None:
     logits = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
     logits[1, 2, 3] = float("inf")
     together = Predictions.of(logits)
@@ -130,28 +133,28 @@ def test_predictions_of_several_batches_at_once_are_those_of_each() -> None:
             torch.testing.assert_close(other[number], one, equal_nan=True)
     assert together.finite.tolist() == [True, False, True]
     labels = torch.arange(20) % 6
-    given, taken = (DomainMetrics(6, torch.device("cpu")) for _ in range(2))
+    given, taken = (DomainMetrics(6, CPU) for _ in range(2))
     given.update(logits[0], labels)
     taken.update(Predictions(*(values[0] for values in together)), labels)
     assert taken.compute() == given.compute()
     assert taken.classes() == given.classes()
 
 
-def test_entropy_of_half_precision_logits_is_that_of_single_precision() -> None:
+def test_entropy__of_half_precision_is_in_float32() -> None:
     logits, labels = logits_and_labels(20, 10, 4.0)
     half = logits.bfloat16()
-    counts = [DomainMetrics(10, torch.device("cpu")).update(given, labels) for given in (half, half.float())]
+    counts = [DomainMetrics(10, CPU).update(given, labels) for given in (half, half.float())]
     assert torch.equal(counts[0].entropy, counts[1].entropy)
 
 
-def test_entropy_is_finite_for_extreme_logits() -> None:
-    counts = DomainMetrics(3, torch.device("cpu")).update(torch.tensor([[1e4, 0.0, -1e4]]), torch.tensor([0]))
+def test_entropy__is_finite_for_extreme_logits() -> None:
+    counts = DomainMetrics(3, CPU).update(torch.tensor([[1e4, 0.0, -1e4]]), torch.tensor([0]))
     assert float(counts.entropy) == 0.0
     assert bool(counts.finite)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_logit_that_is_not_finite_is_reported(value: float) -> None:
-    logits, labels = logits_and_labels(4, 3, 1.0)
-    logits[2, 1] = value
-    assert not bool(DomainMetrics(3, torch.device("cpu")).update(logits, labels).finite)
+def test_update__reports_logits_that_are_not_finite() -> None:
+    for value in (float("nan"), float("inf"), -float("inf")):
+        logits, labels = logits_and_labels(4, 3, 1.0)
+        logits[2, 1] = value
+        assert not bool(DomainMetrics(3, CPU).update(logits, labels).finite)

@@ -1,3 +1,5 @@
+"""Where files are kept, and how they are written: whole or not at all."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 from tta.paths import atomic_file, cache_dir
 
 
-def test_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_dir__follows_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TTA_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -16,7 +18,9 @@ def test_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_cache_is_in_the_home_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str | None) -> None:
+def test_cache_dir__is_in_the_home_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str | None
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     if value is None:
         monkeypatch.delenv("TTA_CACHE", raising=False)
@@ -25,7 +29,7 @@ def test_cache_is_in_the_home_by_default(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert cache_dir() == tmp_path / ".cache" / "tta"
 
 
-def test_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_atomic_file__appears_only_when_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "data.npy"
     with atomic_file(path) as temporary:
         temporary.write_text("half")
@@ -36,15 +40,14 @@ def test_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_others_may_read_the_file(tmp_path: Path) -> None:
+def test_atomic_file__is_readable_by_others(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "data") as temporary:
         temporary.write_text("whole")
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("before", [None, "old"])
-def test_failure_leaves_what_was_there_before(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
+@pytest.mark.parametrize(("error", "before"), [(RuntimeError, "old"), (KeyboardInterrupt, None)])
+def test_atomic_file__failure_changes_nothing(tmp_path: Path, error: type[BaseException], before: str | None) -> None:
     path = tmp_path / "data"
     if before is not None:
         path.write_text(before)
@@ -59,10 +62,10 @@ def test_failure_leaves_what_was_there_before(tmp_path: Path, error: type[BaseEx
     assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
 
 
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+def test_atomic_file__keeps_the_last_of_two_writers(tmp_path: Path) -> None:
     path = tmp_path / "data"
     with atomic_file(path) as first, atomic_file(path) as second:
         first.write_text("first")
         second.write_text("second")
-    assert path.read_text() == "first"  # the one that was done last
+    assert path.read_text() == "first"  # the last to finish
     assert list(tmp_path.iterdir()) == [path]

@@ -1,113 +1,148 @@
-"""What a run lets its method know: the images of the stream in their order, and nothing else."""
+"""What a run shows its method: the images of the stream in their order, and nothing else; and how it scores it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from helpers.numbered_images import domain
-from tta.loggers import Logger
-from tta.methods import Method
-from tta.runner import Runner
-from tta.runs import RunDirectory
-from tta.streams import Scenario, Stream
+from helpers.errors import raises_naming
+from helpers.own_parts import SHIFT, WATCH, Watching, logits_of, network, own_words
+from helpers.sweep_files import rows, words
 
-NO_LOGGERS: list[Logger] = []
-SIZE = 23
+Command = Callable[..., Any]
+IMAGES, BATCHES = 23, (8, 8, 7)  # of each of two domains
 
 
-class Watching(Method):
-    """Keeps all that it is called with, and what is known to it at each call; learns from the order of the images."""
+@pytest.fixture
+def run(tta_command: Command, tmp_path: Path) -> Callable[..., Path]:
+    """Run ``Watching`` on the numbered images; return the directory."""
 
-    weights: Tensor
+    def call(*more: str) -> Path:
+        runs_dir = f"runs{len(list(tmp_path.iterdir()))}"
+        tta_command(*own_words(tmp_path / "own", "method=watching", f"runs_dir={runs_dir}"), *more)
+        (file,) = tmp_path.glob(f"{runs_dir}/*/summary.json")
+        return file.parent
 
-    def __init__(self) -> None:
-        super().__init__(torch.nn.Identity())
-        self.seen: list[Tensor] = []
-        self.known: list[set[str]] = []
-        self.register_buffer("weights", torch.zeros(7))
-
-    def __call__(self, *images: Any, **others: Any) -> Tensor:
-        assert len(images) == 1
-        assert not others
-        assert type(images[0]) is Tensor
-        self.known.append(set(vars(self)) | set(vars(images[0])))
-        return super().__call__(*images)
-
-    def step(self, images: Tensor) -> Tensor:
-        self.seen.append(images.clone())
-        logits = torch.sin(images[:, 0, 0, :1] * 255 + torch.arange(7)) + self.weights
-        self.weights = 0.5 * self.weights + logits[-1]
-        return logits
+    return call
 
 
-def stream(shift: int = 0, batch_size: int = 8) -> Stream:
-    """Two domains whose image i is filled with i and i + 30."""
-    domains = [domain(name, SIZE) for name in ("fog", "snow")]
-    domains[1].load.shift = 30  # type: ignore[attr-defined]
-    labelled = [replace(each, labels=(each.labels + shift * torch.arange(SIZE)) % 7) for each in domains]
-    return Stream(labelled, 7, batch_size)
+def pixels(images: Tensor) -> Tensor:
+    return (images[:, 0, 0, 0] * 255).round()
 
 
-def run(folder: Path, made: Stream, scenario: Scenario) -> tuple[Watching, dict[str, Any]]:
-    method = Watching()
-    with RunDirectory(folder) as directory:
-        runner = Runner(method, made, scenario, 3, directory, NO_LOGGERS, torch.device("cpu"))
-        return method, runner.run()
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("scenario", [Scenario(), Scenario("never"), Scenario("never", "sorted"), Scenario("batch")])
-def test_a_method_sees_the_planned_images_in_their_order_and_nothing_else(tmp_path: Path, scenario: Scenario) -> None:
-    made = stream()
-    method, _ = run(tmp_path, made, scenario)
-    expected = [planned.index + 30 * planned.visits[0].number for planned in made.plan(scenario, 3)]
-    assert len(method.seen) == len(expected) == 6
-    for images, numbers in zip(method.seen, expected, strict=True):
-        assert torch.equal((images * 255).round(), numbers.float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2))
-    names = set(vars(Watching())) | set(vars(torch.zeros(1)))
-    assert method.known == [names] * len(expected)
+@pytest.mark.parametrize(
+    ("scenario", "resets"), [("single_domain", [0, 3]), ("continual", []), ("episodic", list(range(6)))]
+)
+def test_run__shows_images_and_nothing_else(run: Command, scenario: str, resets: list[int]) -> None:
+    folder = run(f"scenario={scenario}")
+    assert [len(images) for images in WATCH.images] == [*BATCHES, *BATCHES]
+    assert [int(row["n"]) for row in rows(folder / "batches.csv")] == [*BATCHES, *BATCHES]
+    for number in (0, 1):
+        seen = torch.cat(WATCH.images[3 * number : 3 * number + 3])
+        assert (seen == seen[:, :1, :1, :1]).all()
+        order = (pixels(seen) - SHIFT * number).tolist()
+        assert sorted(order) == list(range(IMAGES))
+        assert order != sorted(order)
+    assert WATCH.resets == resets
+    names = set(vars(Watching(network()))) | set(vars(torch.zeros(1)))
+    assert all(known <= names | {"loss"} for known in WATCH.known)
 
 
-@pytest.mark.parametrize("scenario", [Scenario(), Scenario("never"), Scenario("never", mix=True)])
-def test_other_labels_change_neither_images_nor_predictions(tmp_path: Path, scenario: Scenario) -> None:
+def test_run__other_labels_change_only_accuracy(run: Command) -> None:
     """But for orders made of labels, as of a label shift; there they are what is asked for."""
-    (one, first), (other, second) = (run(tmp_path / str(k), stream(k), scenario) for k in (0, 3))
-    assert len(one.seen) == len(other.seen) > 1
-    for ours, theirs in zip(one.seen, other.seen, strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(one.weights, other.weights)
-    assert [domain["entropy"] for domain in first["domains"]] == [domain["entropy"] for domain in second["domains"]]
-    assert first["accuracy"] != second["accuracy"]
+    entropies, accuracies, seen = [], [], []
+    for labels in (1, 3):
+        folder = run("scenario=mixed", f"stream.labels={labels}")
+        entropies.append([row["entropy"] for row in rows(folder / "batches.csv")])
+        accuracies.append([row["batch_accuracy"] for row in rows(folder / "batches.csv")])
+        seen.append(torch.cat(WATCH.images))
+    assert torch.equal(seen[0], seen[1])
+    assert entropies[0] == entropies[1]
+    assert accuracies[0] != accuracies[1]
 
 
-def test_accuracy_is_of_the_prediction_with_its_own_image(tmp_path: Path) -> None:
-    made = stream()
-    _, summary = run(tmp_path, made, Scenario("never"))
-    weights, right = torch.zeros(7, dtype=torch.float64), 0
-    for planned in made.plan(Scenario("never"), 3):
-        pixels = planned.index + 30 * planned.visits[0].number
-        for pixel, label in zip(pixels.tolist(), (planned.index % 7).tolist(), strict=True):
-            logits = torch.sin(torch.tensor(float(pixel)) + torch.arange(7.0)).double() + weights
-            right += int(logits.argmax()) == label
-        weights = 0.5 * weights + logits
-    assert summary["online_accuracy"] == right / (2 * SIZE)
-    assert 0 < right < 2 * SIZE
+@pytest.mark.parametrize("scenario", ["continual", "single_domain"])
+def test_run__scores_predictions_before_the_update(run: Command, scenario: str) -> None:
+    """Each with the label of its own image."""
+    folder = run(f"scenario={scenario}")
+    weights, right = torch.zeros(5, dtype=torch.float64), []
+    for number, images in enumerate(WATCH.images):
+        if scenario == "single_domain" and number == 3:
+            weights = torch.zeros_like(weights)
+        labels = (pixels(images) - SHIFT * (number // 3)).long() % 5
+        logits = logits_of(pixels(images)) + weights
+        right.append(int((logits.argmax(1) == labels).sum()))
+        weights = 0.5 * weights + logits[-1]
+    found = rows(folder / "batches.csv")
+    assert [round(float(row["batch_accuracy"]) * int(row["n"])) for row in found] == right
+    assert summary(folder)["online_accuracy"] == pytest.approx(sum(right) / (2 * IMAGES))
+    assert 0 < sum(right) < 2 * IMAGES
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
+def test_run__stops_at_a_loss_that_is_not_finite(tta_command: Command, tmp_path: Path) -> None:
     """Though the logits, which come from before the update, still are."""
+    arguments = own_words(tmp_path / "own", "method=watching")
+    WATCH.losses[4] = float("nan")
+    with raises_naming(SystemExit, "loss", "4", "snow", "5", "optimizer.lr"):
+        tta_command(*arguments)
+    assert WATCH.calls == 5
+    (folder,) = (tmp_path / "runs").glob("own*")
+    assert [row["step"] for row in rows(folder / "batches.csv")] == list("01234")
+    assert not (folder / "summary.json").exists()
 
-    class Diverging(Watching):
-        def step(self, images: Tensor) -> Tensor:
-            self.report(loss=torch.tensor(loss if len(self.seen) == 4 else 0.5))
-            return super().step(images)
 
-    message = r"^the loss is not finite at step 4 \(snow, severity 5\): the adaptation diverged.*smaller optimizer\.lr"
-    with RunDirectory(tmp_path) as directory, pytest.raises(FloatingPointError, match=message):
-        Runner(Diverging(), stream(), Scenario(), 3, directory, NO_LOGGERS, torch.device("cpu")).run()
+# Tent once more, in plain torch
+
+
+def plain_tent(files: Path, reset: bool, lr: float) -> tuple[list[float], list[float]]:
+    """Entropy and accuracy of each batch: fog and snow, 40 images each in batches of 10, in the order of the files."""
+    source = timm.create_model("test_efficientnet", num_classes=10).eval()
+    source.load_state_dict(load_file(files / "net.safetensors"))
+    labels = torch.from_numpy(np.load(files / "CIFAR-10-C" / "labels.npy")[:40]).long()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    entropies, accuracies = [], []
+    net: nn.Module | None = None
+    for name in ("fog", "snow"):
+        images = torch.from_numpy(np.load(files / "CIFAR-10-C" / f"{name}.npy")[-40:]).permute(0, 3, 1, 2) / 255
+        if net is None or reset:
+            net = copy.deepcopy(source)
+            layers = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+            for layer in layers:
+                layer.train()
+            learned = [parameter for layer in layers for parameter in layer.parameters()]
+            velocity = [torch.zeros_like(parameter) for parameter in learned]
+        for batch, truth in zip(images.split(10), labels.split(10), strict=True):
+            z = net((batch - mean) / std)
+            entropy = -(z.softmax(1) * z.log_softmax(1)).sum(1).mean()
+            entropies.append(entropy.item())
+            accuracies.append((z.argmax(1) == truth).double().mean().item())
+            for number, gradient in enumerate(torch.autograd.grad(entropy, learned)):
+                velocity[number] = 0.9 * velocity[number] + gradient
+                learned[number].data -= lr * velocity[number]
+    return entropies, accuracies
+
+
+@pytest.mark.parametrize("scenario", ["single_domain", "continual"])
+def test_run__tent_agrees_with_plain_torch(tta_command: Command, files: Path, tmp_path: Path, scenario: str) -> None:
+    """From the files to the rows: labels, momentum, the sign of the loss, resets, and when a batch is scored."""
+    more = ("stream.corruptions=[fog,snow]", f"scenario={scenario}", "scenario.order=file", "optimizer.lr=0.05")
+    tta_command(*words(files), "method=tent", "logger=none", *more)
+    (file,) = tmp_path.glob("runs/*/batches.csv")
+    entropies, accuracies = plain_tent(files, scenario == "single_domain", 0.05)
+    assert [float(row["entropy"]) for row in rows(file)] == pytest.approx(entropies, abs=1e-4)
+    assert [float(row["batch_accuracy"]) for row in rows(file)] == pytest.approx(accuracies, abs=1e-6)
+    assert abs(entropies[4] - entropies[0]) > 1e-3

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import json
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 
-import tta.runner
-from helpers.sweep_files import left, words
-from tta import cli, sweeps
+from helpers.errors import assert_names, raises_naming
+from helpers.own_parts import WATCH, Watching, own_words
+from helpers.sweep_files import left
 from tta.claims import claim
-from tta.sweeps import Outcome, Record, Sweep, SweepError, run_sweep
 
 Command = Callable[..., Any]
+CALLS = 3  # batches of a run
 
 
 @pytest.fixture
-def sweep(monkeypatch: pytest.MonkeyPatch, files: Path, tmp_path: Path) -> Command:
-    """Call ``tta -m`` with the small data set, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("TTA_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: str) -> None:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        small = [
-            word for word in words(files) if not any(a.startswith(word.partition("=")[0] + "=") for a in arguments)
-        ]
-        monkeypatch.setattr(sys, "argv", ["tta", "-m", *small, "stream.corruptions=fog", *arguments])
-        cli.main()
-
-    return call
+def sweep(tta_command: Command, tmp_path: Path) -> Command:
+    """Call ``tta -m`` with parts that watch, in an empty folder."""
+    arguments = own_words(tmp_path / "own", "method=watching", "stream.domains=1")
+    return lambda *more: tta_command("-m", *arguments, *more)
 
 
 def table(text: str) -> list[list[str]]:
@@ -50,266 +40,204 @@ def table(text: str) -> list[list[str]]:
     return [row for row in rows if row and row[0].isdigit() and "job(s):" not in row]
 
 
-def test_a_failed_job_does_not_stop_the_others_and_its_reason_is_in_the_table(
-    sweep: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep("method=source", "seed=1")
+def done(runs: Path) -> set[tuple[str, int]]:
+    """Method and seed of the finished runs."""
+    found = [json.loads(file.read_text()) for file in runs.glob("*/summary.json")]
+    return {(of["choices"]["method"], of["config"]["seed"]) for of in found}
+
+
+def test_sweep__goes_on_after_a_failed_job(sweep: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong is in the table, without a trace; what is finished is not run again, unless it is forced."""
+    sweep("seed=1")
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        sweep("method=source,tent", "seed=0,1,-1", "optimizer.lr=0.01")
-    assert str(exit_.value.code).startswith("tta: error: 2 of 6 jobs did not get done: the same command runs them")
+    with raises_naming(SystemExit, "error", "2", "4"):
+        sweep("method=watching,tent", "seed=1,-1")
     said = capsys.readouterr()
-    reason = "seed must be a whole number of at least 0, got -1"
-    assert said.err.count(f"tta: error: {reason}\n") == 2
     assert "Traceback" not in said.err
+    assert_names(said.err, "seed", "-1")
     rows = table(said.out)
     assert [row[:4] for row in rows] == [
-        ["0", "source", "0", "done"],
-        ["1", "source", "1", "skipped"],
-        ["2", "source", "-1", "failed"],
-        ["3", "tent", "0", "done"],
-        ["4", "tent", "1", "done"],
-        ["5", "tent", "-1", "failed"],
+        ["0", "watching", "1", "skipped"],
+        ["1", "watching", "-1", "failed"],
+        ["2", "tent", "1", "done"],
+        ["3", "tent", "-1", "failed"],
     ]
-    assert " ".join(rows[2][4:]) == reason
-    assert rows[0][5] == "%"
-    assert "6 job(s): 3 done, 2 failed, 1 skipped" in said.out
-    assert len(list(tmp_path.rglob("summary.json"))) == 4
+    assert_names(" ".join(rows[1][4:]), "seed", "-1")
+    (summary,) = (tmp_path / "runs").glob("*tent*/summary.json")
+    assert float(rows[2][4]) == pytest.approx(100 * json.loads(summary.read_text())["accuracy"], abs=0.01)
+    assert done(tmp_path / "runs") == {("watching", 1), ("tent", 1)}
+    WATCH.clear()
+    sweep("seed=1,2", "force=true")
+    assert WATCH.calls == 2 * CALLS
 
 
-def test_each_job_is_composed_once_and_is_the_job_that_was_asked_for(
-    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sweep__traces_an_unexpected_error(
+    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    composed: list[tuple[str, ...]] = []
-    load = ConfigLoaderImpl.load_sweep_config
+    step = Watching.step
 
-    def counted(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
-        composed.append(tuple(word for word in sweep_overrides if word.startswith(("method=", "seed="))))
-        return load(self, master_config, sweep_overrides)
-
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
-    sweep("method=source,bn_adapt", "seed=3,4")
-    assert composed == [(f"method={m}", f"seed={s}") for m in ("source", "bn_adapt") for s in (3, 4)]
-    found = [json.loads(file.read_text()) for file in tmp_path.rglob("summary.json")]
-    assert {(of["choices"]["method"], of["config"]["seed"]) for of in found} == {
-        (m, s) for m in ("source", "bn_adapt") for s in (3, 4)
-    }
-
-
-def test_a_sweep_that_gets_all_done_says_so(sweep: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep("method=source", "seed=0,1")
-    assert "2 job(s): 2 done" in capsys.readouterr().out
-
-
-def test_an_error_that_nobody_expects_is_traced_and_does_not_stop_the_others(
-    sweep: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    predict, calls = tta.runner.Runner._predict, itertools.count()
-
-    def broken(self: tta.runner.Runner, images: torch.Tensor) -> torch.Tensor:
-        if next(calls) == 2:
+    def broken(self: Watching, images: torch.Tensor) -> torch.Tensor:
+        if WATCH.calls == 2:
+            WATCH.images.append(images)
             raise RuntimeError("out of memory")
-        return predict(self, images)
+        return step(self, images)
 
-    monkeypatch.setattr(tta.runner.Runner, "_predict", broken)
+    monkeypatch.setattr(Watching, "step", broken)
     with pytest.raises(SystemExit):
-        sweep("method=source", "seed=0,1")
+        sweep("seed=0,1")
     said = capsys.readouterr()
     assert "Traceback" in said.err
     assert [row[2] for row in table(said.out)] == ["failed", "done"]
-    assert "RuntimeError: out of memory" in said.out
+    assert_names(said.out, "RuntimeError", "out of memory")
+    assert done(tmp_path / "runs") == {("watching", 1)}
 
 
-def test_a_wrong_option_is_told_before_anything_is_run(
-    sweep: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="Could not find 'method/tentt'"):
-        sweep("method=source,tentt")
-    assert "job(s)" not in capsys.readouterr().out
-    assert not list(tmp_path.rglob("batches.csv"))
+def test_sweep__runs_nothing_where_an_option_is_wrong(sweep: Command, tmp_path: Path) -> None:
+    with raises_naming(SystemExit, "method/tentt", "tent"):
+        sweep("method=watching,tentt")
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("own*"))
+    assert WATCH.calls == 0
 
 
-def test_ctrl_c_ends_the_sweep_at_once_with_what_was_done(
+def test_sweep__ends_at_ctrl_c(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predict, calls = tta.runner.Runner._predict, itertools.count()
+    """At once, with what was done; the same command does the rest."""
+    step = Watching.step
 
-    def interrupted(self: tta.runner.Runner, images: torch.Tensor) -> torch.Tensor:
-        if next(calls) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        return predict(self, images)
+    def interrupted(self: Watching, images: torch.Tensor) -> torch.Tensor:
+        if WATCH.calls == CALLS + 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tta.runner.Runner, "_predict", interrupted)
+        patch.setattr(Watching, "step", interrupted)
         with pytest.raises(SystemExit) as exit_:
-            sweep("method=source", "seed=0,1,2")
+            sweep("seed=0,1,2")
     assert exit_.value.code == 130
-    said = capsys.readouterr()
-    assert [row[2] for row in table(said.out)] == ["done", "interrupted", "not"]
-    assert "3 job(s): 1 done, 1 interrupted, 1 not begun" in said.out
-    sweep("method=source", "seed=0,1,2")
-    assert "3 job(s): 2 done, 1 skipped" in capsys.readouterr().out
+    states = [row[2] for row in table(capsys.readouterr().out)]
+    assert states[0] == "done"
+    assert not {"done", "skipped", "failed"} & set(states[1:])
+    assert done(tmp_path / "runs") == {("watching", 0)}
+    sweep("seed=0,1")
+    assert [row[2] for row in table(capsys.readouterr().out)] == ["skipped", "done"]
 
 
-def test_force_begins_anew_and_a_finished_run_is_tidied(
+def test_sweep__forced_forgets_checkpoints(sweep: Command, tmp_path: Path) -> None:
+    WATCH.clear(stop=2)
+    with pytest.raises(SystemExit):
+        sweep("checkpoint.every=1")
+    assert list((tmp_path / "runs").glob("*/checkpoint"))
+    WATCH.clear()
+    sweep("checkpoint.every=1", "force=true")
+    assert WATCH.calls == CALLS
+    assert not list((tmp_path / "runs").glob("*/checkpoint"))
+
+
+def test_sweep__takes_over_what_another_process_leaves(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def cut_off(self: tta.runner.Runner, *arguments: object) -> None:
-        save(self, *arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    save = tta.runner.Runner._save
-    for force, said in (("false", "goes on after 10 of 40 images"), ("true", "")):
-        with monkeypatch.context() as patch:
-            patch.setattr(tta.runner.Runner, "_save", cut_off)
-            with pytest.raises(SystemExit):
-                sweep("method=source", "checkpoint.every=1", f"force={force}")
-        assert list(tmp_path.rglob("checkpoint"))
-        capsys.readouterr()
-        sweep("method=source", f"force={force}")
-        told = capsys.readouterr().err
-        assert said in told
-        assert ("goes on" in told) == (force == "false")
-        assert not list(tmp_path.rglob("checkpoint"))
-    (run,) = (tmp_path / "runs").glob("cifar*")
+    sweep("seed=1")
+    (run,) = (tmp_path / "runs").glob("own*")
     expected = left(tmp_path / "runs")
-    (run / "checkpoint").write_bytes(b"of a process that was killed after it wrote the summary")
-    sweep("method=source")
-    assert left(tmp_path / "runs") == expected
+    (run / "summary.json").unlink()
+    other, waits, sleep = ExitStack(), [], time.sleep
 
+    def wait(seconds: float) -> None:
+        if seconds < 0.1:
+            sleep(seconds)  # for a program
+            return
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.close()  # that process is killed
 
-def test_a_run_of_another_process_is_waited_for_and_taken_over_when_that_dies(
-    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sweeps, "POLL", 0.01)
-    sweep("method=source", "seed=1", "runs_dir=known")
-    (run,) = (tmp_path / "known").glob("cifar*")
-    leave, held = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with claim(tmp_path / "runs" / run.name):
-            held.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    held.wait(30)
-    is_taken, looks = sweeps.is_taken, itertools.count()
-
-    def looked_at(path: Path) -> bool:
-        if next(looks) == 3:
-            leave.set()
-            thread.join(30)
-        return is_taken(path)
-
-    monkeypatch.setattr(sweeps, "is_taken", looked_at)
-    sweep("method=source", "seed=0,1,2")
+    monkeypatch.setattr("time.sleep", wait)
+    other.enter_context(claim(run))
+    capsys.readouterr()
+    sweep("seed=0,1")
+    assert len(waits) == 3
     said = capsys.readouterr()
-    assert f"{run.name} is being run by process {os.getpid()} on " in said.out
-    assert said.err.count(f"waiting for {run.name}, process {os.getpid()} on ") == 1
-    assert "3 job(s): 3 done" in said.out
-    runs = left(tmp_path / "runs")
-    assert {name: value for name, value in runs.items() if "csv" in name and name.startswith(run.name)} == {
-        name: value for name, value in left(tmp_path / "known").items() if "csv" in name
-    }
+    assert said.err.count(run.name) == 1  # told once, however long it takes
+    assert_names(said.err, os.getpid())
+    assert [row[2] for row in table(said.out)] == ["done"] * 2
+    assert {name: content for name, content in left(tmp_path / "runs").items() if name in expected} == expected
 
 
-def test_a_single_run_of_another_process_is_an_error(
-    sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep("method=source")
-    (run,) = (tmp_path / "runs").glob("cifar*")
+def test_run__of_another_process_is_an_error(tta_command: Command, tmp_path: Path) -> None:
+    arguments = own_words(tmp_path / "own", "method=watching")
+    tta_command(*arguments)
+    (run,) = (tmp_path / "runs").glob("own*")
     before = left(tmp_path / "runs")
-    with claim(run):
-        monkeypatch.setattr(sys, "argv", ["tta", *sys.argv[2:], "force=true"])
-        with pytest.raises(SystemExit, match=rf"tta: error: {run.name} is being run by process {os.getpid()} on "):
-            cli.main()
+    with claim(run), raises_naming(SystemExit, run.name, os.getpid()):
+        tta_command(*arguments, "force=true")
     assert left(tmp_path / "runs") == before
 
 
-def test_a_launcher_that_is_not_installed_is_told(sweep: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep__names_packages_a_launcher_needs(sweep: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SystemExit, match=r"hydra/launcher=ray needs packages .*No module named 'ray'.*'tta\[ray\]'"):
-        sweep("hydra/launcher=ray", "method=source")
-
-
-class Launcher:
-    """Does with each job what it is told to, by number: a job without a word of it is lost."""
-
-    def __init__(self, record: Record, states: dict[int, str], error: Exception | None = None) -> None:
-        self.record = record
-        self.states = states
-        self.error = error
-        self.launched: list[list[str]] = []
-
-    def __call__(self, overrides: Any, first: int) -> Any:
-        for number, job in enumerate(overrides, first):
-            self.launched.append(job)
-            if number in self.states:
-                self.record.write(number, Outcome(self.states[number], "why"))
-        if self.error and len(self.launched) <= 3:
-            raise self.error
-        return []
-
-
-JOBS = [[f"seed={seed}", "method=tent"] for seed in range(3)]
+    with raises_naming(SystemExit, "hydra/launcher=ray", "'ray'", "tta[ray]"):
+        sweep("hydra/launcher=ray")
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
-    record = Record(tmp_path / "sweep")
-    record.start(["tta"])
-    return record
+def losing(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Have the launcher lose all jobs but the first, so many times; it returns the seeds of its calls to come."""
+    Plugins.instance()  # Hydra imports its launcher once more
+    launcher = importlib.import_module("hydra._internal.core_plugins.basic_launcher").BasicLauncher
+
+    def lose(times: int) -> list[list[str]]:
+        launch, calls = launcher.launch, []
+
+        def launched(self: Any, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+            calls.append([next(word for word in job if word.startswith("seed=")) for job in jobs])
+            if len(calls) > times:
+                return launch(self, jobs, first)
+            launch(self, jobs[:1], first)
+            WATCH.clear(stop=1)
+            try:
+                launch(self, jobs[1:2], first + 1)  # its process is killed in the middle
+            except KeyboardInterrupt:
+                WATCH.clear()
+            raise RuntimeError("a worker died\nand more")
+
+        monkeypatch.setattr(launcher, "launch", launched)
+        return calls
+
+    return lose
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("a worker\ndied")])
-def test_lost_jobs_have_a_second_chance(
-    record: Record, capsys: pytest.CaptureFixture[str], error: Exception | None
+def test_sweep__launches_lost_jobs_once_more(
+    sweep: Command, losing: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launcher = Launcher(record, {0: "done", 1: "begun", 3: "done", 4: "done"}, error)
-    sweep = Sweep(record, launcher)
-    sweep.launch(JOBS)
-    assert launcher.launched == [*JOBS, *JOBS[1:]]
-    assert [sweep.outcome(job).state for job in sweep.jobs] == ["done"] * 3
-    because = " (RuntimeError: a worker)" if error else ""
-    assert f"2 job(s) were lost{because}; once more" in capsys.readouterr().err
-    sweep.check()
+    calls = losing(1)
+    sweep("seed=0,1,2")
+    assert calls == [["seed=0", "seed=1", "seed=2"], ["seed=1", "seed=2"]]
+    said = capsys.readouterr()
+    assert [row[2] for row in table(said.out)] == ["done"] * 3
+    assert_names(said.err, "2", "RuntimeError", "a worker died")
+    assert "and more" not in said.err
+    assert done(tmp_path / "runs") == {("watching", seed) for seed in (0, 1, 2)}
 
 
-def test_jobs_that_are_lost_twice_are_told_with_the_launchers_words(
-    record: Record, capsys: pytest.CaptureFixture[str]
+def test_sweep__names_jobs_that_are_lost_twice(
+    sweep: Command, losing: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launcher = Launcher(record, {0: "done", 1: "begun", 3: "begun"}, RuntimeError("a worker died"))
-    reason = r"2 of 3 jobs did not get done \(RuntimeError: a worker died\)"
-    with pytest.raises(SweepError, match=reason), run_sweep(record.folder, launcher) as sweep:
-        sweep.launch(JOBS)
-    assert [row[:3] for row in table(capsys.readouterr().out)] == [
-        ["0", "0", "done"],
-        ["1", "1", "lost"],
-        ["2", "2", "not"],
-    ]
+    """Whatever an older sweep has left in its folder of what became of jobs with these numbers."""
+    sweep("seed=0,1,2", "hydra.sweep.dir=same", "runs_dir=older")
+    losing(2)
+    capsys.readouterr()
+    with raises_naming(SystemExit, "1", "3", "a worker died"):
+        sweep("seed=0,1,2", "hydra.sweep.dir=same")
+    states = [row[2] for row in table(capsys.readouterr().out)]
+    assert [state == "done" for state in states] == [True, True, False]
+    assert done(tmp_path / "runs") == {("watching", 0), ("watching", 1)}
 
 
-def test_a_long_table_shows_what_did_not_get_done(record: Record, capsys: pytest.CaptureFixture[str]) -> None:
-    states = {number: "failed" if number == 7 else "done" for number in range(100)}
-    sweep = Sweep(record, Launcher(record, states))
-    sweep.launch([[f"seed={seed}"] for seed in range(100)])
-    sweep.show()
+@pytest.mark.slow
+def test_sweep__of_many_shows_what_is_not_done(sweep: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = ",".join(str(seed - 1) for seed in range(52))
+    with pytest.raises(SystemExit):
+        sweep(f"seed={seeds}")
     said = capsys.readouterr().out
-    assert table(said) == [["7", "7", "failed", "why"]]
-    assert "100 job(s): 99 done, 1 failed" in said
-
-
-def test_the_record_of_an_older_sweep_in_the_same_folder_counts_for_nothing(record: Record) -> None:
-    record.write(0, Outcome("done"))
-    record.start(["tta", "again"])
-    assert record.read(0) is None
-    assert record.command == ["tta", "again"]
-
-
-@pytest.fixture(autouse=True)
-def _path() -> Iterator[None]:
-    before = [*sys.path]
-    yield
-    sys.path[:] = before
+    assert [row[:3] for row in table(said)] == [["0", "-1", "failed"]]
+    assert_names(said.splitlines()[-1], "52", "51", "1")

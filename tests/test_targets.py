@@ -13,6 +13,8 @@ from tta import targets
 from tta.checks import PartError
 from tta.targets import check_targets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -20,11 +20,10 @@ from torch import Tensor
 
 import tta.runner
 from helpers.sweep_files import differences, left, words
-from tta import sweeps
-from tta.claims import claim
+from tta.claims import claim, is_taken
+from tta.loggers import Progress
 from tta.metrics import Predictions
 from tta.recorder import Recorder
-from tta.replicas import lockstep
 from tta.replicas.lockstep import TURNS, Lockstep
 from tta.replicas.passes import Replicas
 
@@ -144,13 +143,12 @@ def test_a_run_that_another_process_works_on_is_left_to_it(
     (run,) = (tmp_path / "known").glob("*seed1*")
     other = ExitStack()
     other.enter_context(claim(tmp_path / "runs" / run.name))
-    is_taken = sweeps.is_taken
 
     def looked_at(path: Path) -> bool:
         other.close()
         return is_taken(path)
 
-    monkeypatch.setattr(sweeps, "is_taken", looked_at)
+    monkeypatch.setattr("tta.sweeps.is_taken", looked_at)
     sweep("method=source", "seed=0,1,2", "replicas=3", "replica_pass=blocks")
     said = capsys.readouterr()
     assert f"{run.name} is being run by process {os.getpid()}" in said.out
@@ -287,8 +285,8 @@ def test_automatic_is_as_many_as_suit_the_device(sweep: Command, passes: list[in
 
 def test_only_one_of_the_runs_shows_a_bar(sweep: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(lockstep.Progress, "start", lambda self, name, *_: started.append(name))
-    monkeypatch.setattr(lockstep.Progress, "batch", lambda self, row: None)
+    monkeypatch.setattr(Progress, "start", lambda self, name, *_: started.append(name))
+    monkeypatch.setattr(Progress, "batch", lambda self, row: None)
     sweep("method=source", "seed=0,1,2", "replicas=3", "replica_pass=blocks", "stream.limit=10")
     assert len(started) == 1
 
