@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.errors import raises_naming
 from helpers.numbered_images import Numbered, domain, stream
 from tta import demo
 from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
+from tta.streams.arrays import ArrayImages
 from tta.streams.base import place_of
 from tta.streams.choices import choose_severities
-from tta.streams.cifar import ArrayImages
 
 MIXED = Scenario(reset="never", mix=True)
 SEQUENCE = [1, 2, 3, 4, 5, 4, 3, 2, 1]
@@ -41,7 +42,7 @@ def arrivals(plan: list[Planned]) -> list[tuple[Visit, int]]:
     mix=st.booleans(),
     seed=st.integers(0, 2**40),
 )
-def test_each_image_of_each_domain_comes_once_in_each_round(
+def test_rounds__bring_each_image_once(
     sizes: list[int], batch_size: int, rounds: int, order: str, mix: bool, seed: int
 ) -> None:
     made = stream(*(domain(f"d{k}", n) for k, n in enumerate(sizes)), batch_size=batch_size)
@@ -59,7 +60,7 @@ def test_each_image_of_each_domain_comes_once_in_each_round(
     assert [planned.starts_domain for planned in plan] == starts
 
 
-def test_mixed_domains_are_shuffled_through_each_other() -> None:
+def test_mix__shuffles_domains_together() -> None:
     """In an even mixture the next image is of the same domain with probability (n - 1) / (4 n - 1)."""
     n = 500
     made = stream(*(domain(f"d{k}", n) for k in range(4)), batch_size=40)
@@ -70,7 +71,7 @@ def test_mixed_domains_are_shuffled_through_each_other() -> None:
         assert np.bincount(quarter, minlength=4).tolist() == pytest.approx([n / 4] * 4, abs=40)
 
 
-def test_orders_apply_to_the_mixture_as_to_one_domain() -> None:
+def test_mix__is_ordered_as_one_domain() -> None:
     fog, snow = domain("fog", 70), domain("snow", 70)
     made = stream(fog, snow, batch_size=20)
     labels = [i % 7 for _, i in arrivals(made.plan(Scenario("never", "sorted", mix=True), 0))]
@@ -82,7 +83,7 @@ def test_orders_apply_to_the_mixture_as_to_one_domain() -> None:
 
 
 @pytest.mark.parametrize("mix", [False, True])
-def test_the_first_round_is_what_comes_without_and_others_have_other_orders(mix: bool) -> None:
+def test_rounds__first_is_the_plain_order(mix: bool) -> None:
     made = stream(domain("fog"), domain("snow"))
     plans = [made.plan(Scenario("never", mix=mix, rounds=rounds), 3) for rounds in (1, 3)]
     once, often = (arrivals(plan) for plan in plans)
@@ -92,7 +93,7 @@ def test_the_first_round_is_what_comes_without_and_others_have_other_orders(mix:
     assert sorted(rounds[0]) == sorted(rounds[1]) == sorted(rounds[2])
 
 
-def test_rounds_repeat_the_sequence_of_domains() -> None:
+def test_rounds__repeat_the_sequence_of_domains() -> None:
     plan = stream(domain("fog"), domain("snow")).plan(Scenario(rounds=2), 0)
     starts = [planned.visits for planned in plan if planned.starts_domain]
     assert starts == [(Visit(k, name, 5, r),) for r in (1, 2) for k, name in enumerate(("fog", "snow"))]
@@ -100,18 +101,18 @@ def test_rounds_repeat_the_sequence_of_domains() -> None:
 
 
 @pytest.mark.parametrize(("mix", "order"), [(False, "shuffle"), (True, "shuffle"), (True, "sorted")])
-def test_episodic_resets_before_each_batch(mix: bool, order: str) -> None:
+def test_episodic__resets_before_each_batch(mix: bool, order: str) -> None:
     plan = stream(domain("fog"), domain("snow")).plan(Scenario("batch", order, mix=mix), 0)
     assert len(plan) == (5 if mix else 6)
     assert all(planned.reset for planned in plan)
 
 
-def test_never_is_never() -> None:
+def test_reset__never() -> None:
     made = stream(domain("fog"), domain("snow"))
     assert not any(planned.reset for planned in made.plan(Scenario("never", mix=True, rounds=2), 0))
 
 
-def test_a_severity_that_comes_again_is_another_visit_in_another_order() -> None:
+def test_severity__repeated_is_another_visit() -> None:
     made = stream(*(domain("fog", severity=s) for s in (1, 2, 1)), domain("snow", severity=1))
     plan = made.plan(Scenario("never", rounds=2), 0)
     visits = [planned.visits[0] for planned in plan if planned.starts_domain]
@@ -124,7 +125,7 @@ def test_a_severity_that_comes_again_is_another_visit_in_another_order() -> None
     assert orders[0] == tuple(i for _, i in arrivals(stream(domain("fog", severity=1)).plan(Scenario(), 0)))
 
 
-def test_long_tailed_follows_the_limit() -> None:
+def test_long_tailed__follows_the_limit() -> None:
     labels = torch.arange(1000) // 100
     made = Stream([Domain("fog", 5, labels, Numbered()), Domain("snow", 5, labels, Numbered())], 10, 50, limit=500)
     found = arrivals(made.plan(Scenario(long_tailed=10), 0))
@@ -147,7 +148,7 @@ def read(made: Stream, scenario: Scenario, seed: int = 0) -> list[Batch]:
     return list(made.batches(made.plan(scenario, seed)))
 
 
-def test_mixed_batches_hold_what_was_planned_in_its_order() -> None:
+def test_mix__batches_keep_the_planned_order() -> None:
     made = shaded()
     plan = made.plan(MIXED, 0)
     for batch, planned in zip(made.batches(plan), plan, strict=True):
@@ -161,7 +162,7 @@ def test_mixed_batches_hold_what_was_planned_in_its_order() -> None:
         assert [visit.domain for visit in batch.visits] == ["d0", "d1", "d2"]
 
 
-def test_mixed_batches_say_of_which_domain_an_unreadable_image_was() -> None:
+def test_mix__skipped_images_name_their_domain() -> None:
     made = stream(domain("fog", load=Numbered(broken=(3,))), domain("snow", load=Numbered(broken=(5, 20))))
     batches = read(made, MIXED)
     assert sorted(image for batch in batches for image in batch.skipped) == [(0, "3"), (1, "20"), (1, "5")]
@@ -173,7 +174,7 @@ def test_mixed_batches_say_of_which_domain_an_unreadable_image_was() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_workers_change_nothing_in_mixed_batches() -> None:
+def test_mix__workers_change_nothing() -> None:
     alone, helped = (stream(domain("fog"), domain("snow"), batch_size=4, workers=w) for w in (0, 2))
     for one, other in zip(read(alone, MIXED), read(helped, MIXED), strict=True):
         assert torch.equal(one.images, other.images)
@@ -181,12 +182,12 @@ def test_workers_change_nothing_in_mixed_batches() -> None:
         assert one.visits == other.visits
 
 
-def test_a_batch_is_light_to_hand_over() -> None:
+def test_batch__pickles_small() -> None:
     (batch, *_) = read(stream(domain(n=20_000), batch_size=2), Scenario())
     assert len(pickle.dumps(batch.visits)) < 1000  # workers hand it over: not the labels of the whole domain
 
 
-def test_place_says_what_all_agree_on() -> None:
+def test_place__is_what_all_visits_share() -> None:
     fog, snow = Visit(0, "fog", 5, 1), Visit(1, "snow", 5, 1)
     assert place_of([fog]) == {"domain": "fog", "severity": 5, "visit": 1}
     assert place_of([fog, snow]) == {"domain": "mixed", "severity": 5, "visit": 1}
@@ -195,21 +196,21 @@ def test_place_says_what_all_agree_on() -> None:
     assert place_of([fog, Visit(0, "fog", 5, 2)])["visit"] is None
 
 
-def test_severities_one_or_several() -> None:
+def test_severities__one_or_several() -> None:
     assert choose_severities(3) == [3]
     assert choose_severities(SEQUENCE) == SEQUENCE
     assert choose_severities((5, 5)) == [5, 5]
-    for wrong, message in (
-        ([], "stream.severity is an empty list: give a number from 1 to 5, or several"),
-        ([1, 6], "each of stream.severity must be a whole number from 1 to 5, got 6"),
-        ([[1]], r"each of stream.severity must be a whole number from 1 to 5, got \[1\]"),
-        ("12", "stream.severity must be a whole number from 1 to 5, got '12'"),
+    for wrong, got in (
+        ([], "empty"),
+        ([1, 6], "6"),
+        ([[1]], "[1]"),
+        ("12", "'12'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with raises_naming(ValueError, "stream.severity", got):
             choose_severities(wrong)  # type: ignore[arg-type]
 
 
-def test_severities_follow_one_another_within_each_corruption(demo_cache: Path) -> None:
+def test_severities__follow_within_each_corruption(demo_cache: Path) -> None:
     made = demo.stream(["brightness", "contrast"], severity=[1, 2, 1], limit=20)
     assert [(d.name, d.severity) for d in made.domains] == [
         (name, severity) for name in ("brightness", "contrast") for severity in (1, 2, 1)
