@@ -100,11 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("profile", parents=[common], help="what a step of Tent and a forward pass consist of")
     command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
     command.add_argument("--sizes", nargs="+", type=int, choices=(32, 224), default=[32, 224], help="of the images")
-    command = commands.add_parser("curves", parents=[common], help="steps over batch size, classes, pixels, replicas")
+    command = commands.add_parser("curves", parents=[common], help="steps over batch size, classes, pixels")
     command.add_argument("--batches", nargs="+", type=int, default=[2, 8, 32, 64, 128, 256], help="images")
     command.add_argument("--classes", nargs="+", type=int, default=[10, 100, 1000, 10000])
     command.add_argument("--pixels", nargs="+", type=int, default=[64, 128, 224], help="more than 32")
-    command.add_argument("--replicas", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     commands.add_parser("start", parents=[common], help="seconds of commands that only start")
     command = commands.add_parser("methods", parents=[common], help="a batch of each method, time and memory")
     command.add_argument("--model", default="resnet18", help="of timm, with random weights")
@@ -121,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--images", type=int, default=4000, help="in a pass; the folder's come again and again")
     command.add_argument("--batch", type=int, default=64, help="images")
     command.add_argument("--workers", type=int, default=2, help="of the loaders")
-    command = commands.add_parser("sweep", parents=[common], help="the runs of a sweep, each alone and together")
+    command = commands.add_parser("sweep", parents=[common], help="the runs of a sweep, as commands and as one sweep")
     command.add_argument("--words", nargs="+", default=SWEEP, help="of the sweep, as after tta -m")
     command = commands.add_parser("compare", parents=[common], help="seconds of tta-compare on many finished runs")
     command.add_argument("--runs", type=int, default=1000, help="that are made in a temporary folder, 0.5 MB each")
@@ -178,7 +177,7 @@ def profile(sizes: Sequence[int], precisions: Sequence[str], device: torch.devic
 
 
 def curves(values: Mapping[str, Sequence[int]], device: torch.device, rounds: int) -> list[str]:
-    """Images per second of a step, as batch, classes, images and the number of runs in one pass grow."""
+    """Images per second of a step, as batch, classes and images grow."""
     import curve_speed
 
     lines = ["Images per second of steps of Tent in fp32; ratios are of seconds."]

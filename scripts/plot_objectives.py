@@ -78,9 +78,12 @@ def reward(objective: Objective) -> tuple[Tensor, Tensor]:
     others = ((1 - p) / (CLASSES - 1)).log().unsqueeze(-1).expand(-1, CLASSES - 1)
     # The other logits are 0, so that T is not only known up to a constant.
     logits = torch.cat((p.log().unsqueeze(-1) - others[:, :1], torch.zeros_like(others)), dim=-1)
-    logits = logits.unsqueeze(1).requires_grad_()  # replicas of a batch of one: each has a calibrator of its own
-    (gradient,) = torch.autograd.grad(objective(logits).sum(), logits)
-    return p, -gradient[:, 0, 0]
+    gradients = []
+    for point in logits:
+        objective.reset()
+        batch = point.unsqueeze(0).requires_grad_()
+        gradients.append(torch.autograd.grad(objective(batch).sum(), batch)[0][0, 0])
+    return p, -torch.stack(gradients)
 
 
 def predictions(places: list[Path]) -> Any:

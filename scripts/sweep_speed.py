@@ -1,4 +1,4 @@
-"""The runs of a sweep: commands of their own, one sweep, and one sweep whose runs share their passes."""
+"""The runs of a sweep: as commands of their own, and as one sweep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def ways_to_run(words: Sequence[str], device: str, threads: int) -> tuple[int, d
     """
     values = [[f"{key}={value}" for value in choice.split(",")] for key, _, choice in (w.partition("=") for w in words)]
     jobs = list(itertools.product(*values))
-    size = f"replicas={len(jobs)}"
 
     def tta(*arguments: str, folder: str) -> None:
         command = [sys.executable, "-m", "tta", *arguments, f"device={device}", f"runs_dir={folder}"]
@@ -38,17 +37,11 @@ def ways_to_run(words: Sequence[str], device: str, threads: int) -> tuple[int, d
             for job in jobs:
                 tta(*job, folder=folder)
 
-    def sweep(*options: str) -> Callable[[], None]:
-        def run() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                tta("-m", *words, *options, folder=folder)
-
-        return run
+    def sweep() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            tta("-m", *words, folder=folder)
 
     return len(jobs), {
         "commands, one after another": commands,
-        "a sweep: one process, backbone and stream": sweep("replicas=1"),
-        "in one pass, in blocks": sweep(size, "replica_pass=blocks"),
-        "in one pass, interleaved": sweep(size, "replica_pass=interleaved"),
-        "the fastest of these, found on the way": sweep(size),
+        "a sweep: one process, backbone and stream": sweep,
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.device_questions import DeviceQuestions
-from tta.metrics import DomainMetrics, Predictions
+from tta.metrics import DomainMetrics
 
 BINS = 15
 CPU = torch.device("cpu")
@@ -122,22 +122,6 @@ def test_update__does_not_synchronise() -> None:
     with DeviceQuestions() as questions:
         metrics.update(logits, labels, member)
     assert questions.asked == []
-
-
-def test_predictions__of_several_batches_at_once() -> None:
-    logits = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
-    logits[1, 2, 3] = float("inf")
-    together = Predictions.of(logits)
-    for number, batch in enumerate(logits):
-        for one, other in zip(Predictions.of(batch), together, strict=True):
-            torch.testing.assert_close(other[number], one, equal_nan=True)
-    assert together.finite.tolist() == [True, False, True]
-    labels = torch.arange(20) % 6
-    given, taken = (DomainMetrics(6, CPU) for _ in range(2))
-    given.update(logits[0], labels)
-    taken.update(Predictions(*(values[0] for values in together)), labels)
-    assert taken.compute() == given.compute()
-    assert taken.classes() == given.classes()
 
 
 def test_entropy__of_half_precision_is_in_float32() -> None:

@@ -12,7 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,13 +25,9 @@ from yaml import YAMLError
 from tta.checks import PartError
 from tta.claims import TakenError
 from tta.composed import plain
-from tta.job import run, steps
+from tta.job import run
 from tta.redaction import hide
-from tta.replicas import pool
 from tta.sweeps import Outcome, Record, SweepError, attempt
-
-if TYPE_CHECKING:
-    from tta.runner import Steps
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
@@ -125,17 +121,16 @@ def _hydra_main(config: DictConfig) -> float:
         with past_hydra():
             return run(config, sys.argv).accuracy
 
-    def job() -> Steps[Outcome]:
+    def job() -> Outcome:
         try:
-            return (yield from steps(config, record.command))
+            return run(config, record.command)
         except TakenError as error:
             print(error)
             return Outcome("taken", error.owner, str(error.path))
 
-    told = attempt(
+    return attempt(
         record, hydra_config.job.num, job, lambda error: error_message(error) if isinstance(error, EXPECTED) else ""
     )
-    return pool.run(told, config.replicas, config.replica_pass)
 
 
 def error_message(error: Exception, config_name: str = "config") -> str:

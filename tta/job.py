@@ -19,7 +19,6 @@ from tta.claims import claim
 from tta.composed import chosen_options, instantiate, make_part, plain, run_name
 from tta.parts import Shared, shared_in
 from tta.redaction import hide_in_values
-from tta.replicas import pool
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome
 
@@ -30,23 +29,14 @@ if TYPE_CHECKING:
     from tta.checkpoints import Checkpoints
     from tta.loggers import Logger
     from tta.methods import Method
-    from tta.runner import Runner, Steps
+    from tta.runner import Runner
     from tta.streams import Scenario, Stream
 
 T = TypeVar("T")
 
 
 def run(config: DictConfig, command: Sequence[str]) -> Outcome:
-    """Run what the configuration says, unless it is finished already; see ``steps``."""
-    from tta.runner import alone
-
-    return alone(steps(config, command))
-
-
-def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
-    """Run what the configuration says, unless it is finished already, in turns that others may answer.
-
-    The first turn says that all is made and nothing begun.
+    """Run what the configuration says, unless it is finished already.
 
     Args:
         config: composed.
@@ -59,7 +49,7 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
         TakenError: if another process runs it.
     """
     from tta.devices import choose_device, choose_precision, keep_memory
-    from tta.runner import Runner, Turn
+    from tta.runner import Runner
 
     _check(config)
     device = choose_device(config.device)
@@ -85,14 +75,13 @@ def steps(config: DictConfig, command: Sequence[str]) -> Steps[Outcome]:
         method, stream, parts.scenario, config.seed, directory, _loggers(config), device, precision, checkpoints
     )
     origin = _origin(parts, device, command, resolved)
-    yield Turn(runner, backbone=parts.backbone)
     with claim(path):
         if directory.finished and not config.force:
             print(f"{name}: another process has just finished it, see {path}")
             return skipped
         if not config.force:
             checkpoints.load(lambda text: print(f"{name}: {text}", file=sys.stderr))
-        summary = yield from _record(name, runner, origin)
+        summary = _record(name, runner, origin)
     return _tell(name, summary, path)
 
 
@@ -101,7 +90,6 @@ def _check(config: DictConfig) -> None:
     whole_number("seed", config.seed, 0)
     for key in ("compile", "graph", "force"):
         yes_or_no(key, config[key])
-    pool.check(config.replicas, config.replica_pass)
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
 
@@ -246,7 +234,7 @@ def _more_classes(stream: Stream, own: int) -> str:
     )
 
 
-def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str, Any]]:
+def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
     """Run from the first batch, or from the checkpoint, to the summary, which is returned."""
     done = runner.prepare()
     if done:
@@ -259,7 +247,7 @@ def _record(name: str, runner: Runner, origin: dict[str, Any]) -> Steps[dict[str
                 logger.start(name, origin["config"], directory.path, runner.images, done)
             with directory:
                 directory.write_config(OmegaConf.to_yaml(origin["config"]))
-                summary = {"name": name, **(yield from runner.steps()), **origin}
+                summary = {"name": name, **runner.run(), **origin}
                 directory.finish(summary)
             for logger in runner.loggers:
                 logger.finish(summary)

@@ -19,25 +19,6 @@ class BatchCounts(NamedTuple):
     finite: Tensor  # bool: no logit is NaN or infinite
 
 
-class Predictions(NamedTuple):
-    """What metrics want to know of logits (..., N, C); leading dimensions are batches of their own."""
-
-    predicted: Tensor  # int64 (..., N)
-    confidence: Tensor  # float32 (..., N): of what is predicted
-    entropy: Tensor  # float32 (..., N), in nats
-    mean_entropy: Tensor  # float32 (...)
-    finite: Tensor  # bool (...): no logit is NaN or infinite
-
-    @classmethod
-    def of(cls, logits: Tensor) -> Predictions:
-        """Take them from logits."""
-        log_p = logits.float().log_softmax(-1)
-        p = log_p.exp()
-        confidence, predicted = p.max(-1)
-        entropy = -(p * log_p).sum(-1)
-        return cls(predicted, confidence, entropy, entropy.mean(-1), logits.isfinite().flatten(-2).all(-1))
-
-
 class DomainMetrics:
     """Metrics over one visit of a domain, or of several that are mixed together, of each apart.
 
@@ -53,22 +34,25 @@ class DomainMetrics:
         self.device = device
         self._kept: dict[str, list[Tensor]] = {}
 
-    def update(self, logits: Tensor | Predictions, labels: Tensor, member: Tensor | None = None) -> BatchCounts:
+    def update(self, logits: Tensor, labels: Tensor, member: Tensor | None = None) -> BatchCounts:
         """Take in a batch.
 
         Args:
-            logits: (N, C), or what was taken from them.
+            logits: (N, C).
             labels: (N,).
             member: (N,), the number of each image's domain; by default 0.
         """
-        of = logits if isinstance(logits, Predictions) else Predictions.of(logits)
-        correct = of.predicted == labels
-        images = {"labels": labels, "predicted": of.predicted, "correct": correct, "member": member}
-        images |= {"confidence": of.confidence, "entropy": of.entropy}
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        confidence, predicted = p.max(-1)
+        entropy = -(p * log_p).sum(-1)
+        correct = predicted == labels
+        images = {"labels": labels, "predicted": predicted, "correct": correct, "member": member}
+        images |= {"confidence": confidence, "entropy": entropy}
         for name, values in images.items():
             if values is not None:
                 self._kept.setdefault(name, []).append(values)
-        return BatchCounts(correct.sum(), of.mean_entropy, of.finite)
+        return BatchCounts(correct.sum(), entropy.mean(), logits.isfinite().all())
 
     def state(self) -> dict[str, Tensor]:
         """What ``load_state`` continues from."""

@@ -47,9 +47,6 @@ class Objective(nn.Module, ABC):
     graph, and compiled as one.
     """
 
-    stacks = False
-    """Whether buffers of several objectives, stacked along a first dimension, serve logits with that dimension."""
-
     def forward(self, logits: Tensor) -> Tensor:
         """Map logits (..., N, C) to losses (..., N), in nats, float32 (float64 for logits of float64).
 
@@ -150,7 +147,7 @@ class AdaDEM(Objective):
     of the predictions, one for each pseudo-label, at 1/C in the beginning; they take in the batch before they are used.
     No gradient flows through ``delta`` or ``m``.
 
-    Leading dimensions of the logits are independent replicas, each with a table of its own.
+    All samples of logits (..., N, C) count as one batch.
 
     Args:
         normalize: divide by ``delta``; off gives AdaDEM-MEC (table 12).
@@ -168,8 +165,7 @@ class AdaDEM(Objective):
         ValueError: for a value out of range, or if logits come with another shape than the table's.
     """
 
-    stacks = True
-    table: Tensor  # (..., C, C); row k is the mean prediction of samples with pseudo-label k
+    table: Tensor  # (C, C); row k is the mean prediction of samples with pseudo-label k
 
     def __init__(
         self,
@@ -231,29 +227,19 @@ class AdaDEM(Objective):
     def _calibrator(self, p: Tensor) -> Tensor:
         """Update the table with predictions (..., N, C) and return the row of each sample, (..., N, C)."""
         self._allocate(p)
-        label = p.max(-1).indices  # (..., N); on a CPU, argmax takes three times as long
-        same = (label.unsqueeze(-1) == label.unsqueeze(-2)).to(p.dtype)  # (..., N, N)
+        shape, p = p.shape, p.flatten(0, -2)
+        label = p.max(-1).indices  # (N,); on a CPU, argmax takes three times as long
+        same = (label.unsqueeze(-1) == label).to(p.dtype)  # (N, N)
         batch_mean = (same / same.sum(-1, keepdim=True)) @ p  # of the samples that share the pseudo-label
-        table = self.table.flatten(0, -2)  # the rows of all replicas, one below the other
-        rows = torch.lerp(
-            table.index_select(0, self._below(label, p.shape[-1])).to(p.dtype), batch_mean.flatten(0, -2), self.momentum
-        )
+        rows = torch.lerp(self.table.index_select(0, label).to(p.dtype), batch_mean, self.momentum)
         # Samples of one pseudo-label write the same row; taking the first one's makes them equal to the last bit, and
         # so the order of the writes, which CUDA leaves open, does not matter.
-        rows = rows.index_select(0, self._below(same.argmax(-1), p.shape[-2]))
-        table.index_copy_(0, self._below(label, p.shape[-1]), rows.to(table.dtype))
-        return rows.view_as(p)
-
-    @staticmethod
-    def _below(index: Tensor, size: int) -> Tensor:
-        """Turn an index within each replica, (..., N), into one within all replicas of ``size`` rows, (... * N,)."""
-        if index.ndim == 1:
-            return index
-        replica = torch.arange(index[..., 0].numel(), device=index.device)
-        return (index.flatten(0, -2) + size * replica.unsqueeze(-1)).flatten()
+        rows = rows.index_select(0, same.argmax(-1))
+        self.table.index_copy_(0, label, rows.to(self.table.dtype))
+        return rows.view(shape)
 
     def _allocate(self, p: Tensor) -> None:
-        shape = (*p.shape[:-2], p.shape[-1], p.shape[-1])
+        shape = (p.shape[-1], p.shape[-1])
         if not self.table.numel():
             self.table = p.new_full(shape, 1 / p.shape[-1])
         elif self.table.shape != shape:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tta.loggers import Logger
-from tta.metrics import DomainMetrics, Predictions
+from tta.metrics import DomainMetrics
 from tta.runs import RunDirectory
 from tta.streams import Batch, Visit
 from tta.streams.base import place_of
@@ -83,7 +83,7 @@ class Recorder:
             self.skipped.append(image)
             self.domain_skipped[place] += 1
 
-    def add(self, logits: Tensor | Predictions, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
+    def add(self, logits: Tensor, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
         """Take in the predictions of a batch; see ``DomainMetrics.update``."""
         assert self.metrics is not None
         labels = batch.labels.to(self.device, non_blocking=True)

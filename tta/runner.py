@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tta.checkpoints import Checkpoints, load_method_state, method_state, random_state, set_random_state
 from tta.devices import FP32, Precision
@@ -16,10 +16,6 @@ from tta.methods.base import Method, batch_too_small
 from tta.recorder import Recorder
 from tta.runs import RunDirectory
 from tta.streams import Scenario, Stream
-
-T = TypeVar("T")
-Steps = Generator["Turn", Any, T]
-"""A run in steps: gives out its turns, is sent the answer to each, and returns what came of it."""
 
 
 @dataclass
@@ -63,11 +59,7 @@ class Runner:
         return sum(len(planned.index) for planned in self._plan)
 
     def run(self) -> dict[str, Any]:
-        """Run to the end of the stream; see ``steps``."""
-        return alone(self.steps())
-
-    def steps(self) -> Steps[dict[str, Any]]:
-        """Run to the end of the stream, in turns that others may answer together with those of other runs.
+        """Run the whole stream, or what is left of it after the checkpoint.
 
         Returns:
             ``accuracy`` (mean over domains) and ``online_accuracy`` (over all images), fractions in [0, 1];
@@ -91,7 +83,7 @@ class Runner:
                     self.method.reset()
                 recorder.skip(batch.skipped)
                 if len(batch.index):
-                    recorder.add((yield Turn(self, batch.images)), batch, self.method.diagnostics)
+                    recorder.add(self.predict(batch.images), batch, self.method.diagnostics)
             recorder.end_domain()
         finally:
             # Rows whose figures can still be had are kept, also when the run is interrupted.
@@ -125,39 +117,10 @@ class Runner:
         }
         checkpoints.save(state)
 
-    def _predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the method's logits (N, C) for uint8 images (N, 3, H, W); the method adapts to them."""
         with self.precision.on(self.device):
             return self.method(in_unit_range(images, self.device))
-
-
-class Turn(NamedTuple):
-    """What a run waits for: the logits (N, C) of its next batch, from its method; or, at first, leave to begin.
-
-    ``Predictions`` do in the place of logits.
-    """
-
-    runner: Runner
-    images: Tensor | None = None  # uint8 (N, 3, H, W); None before the first batch
-    backbone: nn.Module | None = None  # that the method was made from; runs of the same one may share their passes
-
-    def answer(self) -> Tensor | None:
-        """Have the method predict, and adapt, by itself."""
-        return None if self.images is None else self.runner._predict(self.images)
-
-
-def alone(steps: Steps[T], turn: Turn | None = None) -> T:
-    """Take a run to its end, and return what it does; ``turn`` is what it waits for if it has begun."""
-    try:
-        turn = turn or next(steps)
-        while True:
-            try:
-                answer = turn.answer()
-            except BaseException as error:  # the run is to hear of it: it has rows to write and files to close
-                turn = steps.throw(error)
-            else:
-                turn = steps.send(answer)
-    except StopIteration as end:
-        return end.value
 
 
 def in_unit_range(images: Tensor, device: torch.device) -> Tensor:

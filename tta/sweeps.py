@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.utils import JobReturn
 
@@ -24,9 +24,6 @@ from tta.claims import is_taken
 from tta.paths import atomic_file
 from tta.redaction import hide, hide_in_words
 from tta.runs import RunDirectory
-
-if TYPE_CHECKING:
-    from tta.runner import Steps
 
 POLL = 1.0
 """Seconds between two looks at runs that others work on."""
@@ -113,15 +110,13 @@ class Record:
             file.write_text(json.dumps(content) + "\n")
 
 
-def attempt(
-    record: Record, number: int, run: Callable[[], Steps[Outcome]], message: Callable[[Exception], str]
-) -> Steps[float]:
-    """Run a job of a sweep, in steps; whatever happens to it is told, and does not stop the others.
+def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Callable[[Exception], str]) -> float:
+    """Run a job of a sweep; whatever happens to it is told, and does not stop the others.
 
     Args:
         record: of the sweep.
         number: of the job.
-        run: begins the job.
+        run: runs the job.
         message: what to tell a user of an error; "" if it is none that a user can cause.
 
     Returns:
@@ -129,7 +124,7 @@ def attempt(
     """
     record.write(number, Outcome("begun", f"process {os.getpid()}"))
     try:
-        outcome = yield from run()
+        outcome = run()
     except Exception as error:  # whatever it is, the other jobs go on
         told = message(error)
         if not told:

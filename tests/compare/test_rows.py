@@ -165,7 +165,7 @@ def test_tables__paths_and_workers_are_no_difference(runs: Path) -> None:
 
 def test_warnings__name_what_differs_within_a_table(runs: Path) -> None:
     write_run(runs / "d", "tent", 0, FOG, config={"precision": "bf16"}, device="cuda", packages={"torch": "2.12.0"})
-    write_run(runs / "e", "source", 1, FOG, skipped=["a.jpeg"], config={"replicas": 8})
+    write_run(runs / "e", "source", 1, FOG, skipped=["a.jpeg"])
     again = write_run(runs / "f", "tent", 1, {"fog": 1.0, "snow": 1.0}, date="2026-02-01T12:00:00+00:00")
     table = only(runs)
     (row,) = (row for row in table.rows if row.label == "tent + em (lr 0.01)")
@@ -177,7 +177,6 @@ def test_warnings__name_what_differs_within_a_table(runs: Path) -> None:
         ["torch", "2.11.0", "2.12.0"],
         ["source"],  # unreadable images
         ["cpu (2 threads)", "cuda"],
-        ["source"],  # several runs in a pass
     ]
     assert len(table.warnings) == len(named)
     for warning, words in zip(table.warnings, named, strict=True):

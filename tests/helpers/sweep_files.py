@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import timm
 import torch
 from safetensors.torch import save_file
@@ -59,25 +58,3 @@ def _without_times(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_times(value) for key, value in node.items() if key not in TIMES}
     return [_without_times(value) for value in node] if isinstance(node, list) else node
-
-
-def differences(mine: Any, theirs: Any, where: str = "") -> list[str]:
-    """Places where two files differ by more than rounding, apart from how they were asked for."""
-    if isinstance(theirs, dict):
-        keys = (mine.keys() | theirs.keys()) - {"replicas", "replica_pass", "runs_dir"}
-        return [d for key in keys for d in differences(mine.get(key), theirs.get(key), f"{where}/{key}")]
-    if isinstance(theirs, list):
-        pairs = zip(mine, theirs, strict=True)
-        return [d for number, pair in enumerate(pairs) for d in differences(*pair, f"{where}/{number}")]
-    if isinstance(theirs, str) and where.endswith(".yaml"):
-        asked = ("replica", "runs_dir")
-        mine, theirs = ([line for line in text.splitlines() if not line.startswith(asked)] for text in (mine, theirs))
-        return [where] if mine != theirs else []
-    try:
-        return (
-            []
-            if float(mine) == pytest.approx(float(theirs), rel=1e-3, abs=1e-5, nan_ok=True)
-            else [f"{where}: {mine} {theirs}"]
-        )
-    except (TypeError, ValueError):
-        return [] if mine == theirs else [f"{where}: {mine} {theirs}"]

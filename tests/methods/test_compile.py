@@ -12,7 +12,6 @@ from torch import nn
 from helpers.backbones import small_net, some_images
 from tta.methods import BNAdapt, Method, Tent
 from tta.objectives import AdaDEM
-from tta.replicas.passes import packable
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 METHODS: dict[str, Callable[[nn.Module], Method]] = {
@@ -48,11 +47,3 @@ def test_compile__makes_one_graph(name: str) -> None:
     assert not seen
     method(some_images())
     assert len(seen) == 1
-
-
-def test_compile__methods_run_alone() -> None:
-    net = small_net("batch")
-    method = Tent(net, AdaDEM(), SGD)
-    assert packable(method, net)
-    method.compile(backend="aot_eager")
-    assert not packable(method, net)

@@ -19,7 +19,6 @@ from tta.methods.onepass import OnePass, capture
 from tta.methods.rdumb import RDumb
 from tta.methods.rotta import RoTTA
 from tta.objectives import COME, DEM, EM, SLR, AdaDEM
-from tta.replicas.passes import packable
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -130,15 +129,6 @@ def test_batches_that_change_their_size_before_it_is_captured_begin_the_count_an
     assert not tapes
     method(some_images(8))
     assert len(tapes) == 1
-
-
-def test_captured_methods_run_alone() -> None:
-    net = small_net("batch")
-    method = Tent(net, EM(), SGD)
-    assert packable(method, net)
-    method.capture(Tape)
-    assert not packable(method, net)
-    assert method.captured
 
 
 REFUSED: Mapping[str, Callable[[nn.Module], Method]] = {

@@ -143,11 +143,10 @@ class TestTables:
 
     def test_curves__a_row_for_each_value(self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(curve_speed, "LARGE", TINY)
-        monkeypatch.setattr(curve_speed, "PER_REPLICA", 2)
-        values = ["--batches", 2, 4, "--classes", 5, "--pixels", 32, "--replicas", 1, 2]
+        values = ["--batches", 2, 4, "--classes", 5, "--pixels", 32]
         monkeypatch.setattr(curve_speed, "SMALL", TINY)
         rows = table("curves", *values)
-        assert [row[0] for row in rows] == ["batch", "2", "4", "classes", "5", "size", "32", "runs", "1", "2"]
+        assert [row[0] for row in rows] == ["batch", "2", "4", "classes", "5", "size", "32"]
         assert rows[1] == ["2", "2", "1", "1", "2.00", "1.500"]  # two images in 1, 2 and 3 s
         assert rows[2] == ["4", "1", "1", "1", f"{5 / 4:.2f}", f"{6 / 5:.3f}"]
 
@@ -178,13 +177,12 @@ class TestTables:
         sweep = ["method=source,tent", "seed=0,1"]
         head, *rows = table("sweep", "--words", *sweep)
         assert head[0].startswith("4 ")
-        assert [row[1:] for row in rows] == [[f"{n}.0", f"{1 / n:.2f}"] for n in range(1, 6)]
+        assert [row[1:] for row in rows] == [[f"{n}.0", f"{1 / n:.2f}"] for n in range(1, 3)]
         assert shlex.join(sweep) in (tmp_path / "table.md").read_text()
         jobs = [[f"method={m}", f"seed={n}", "device=cpu"] for m in ("source", "tent") for n in (0, 1)]
         _, *alone = called[:5]  # the first only warms up
         assert alone == jobs
-        together = [["replicas=1"], *(["replicas=4", f"replica_pass={name}"] for name in ("blocks", "interleaved"))]
-        assert called[5:] == [["-m", *sweep, *how, "device=cpu"] for how in [*together, ["replicas=4"]]]
+        assert called[5:] == [["-m", *sweep, "device=cpu"]]
 
     def test_compare__runs_per_second(self, table: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch) -> None:
         called: list[list[str]] = []

@@ -70,11 +70,6 @@ class Run:
         return self.summary["config"]["precision"]
 
     @property
-    def replicas(self) -> int | str:
-        """How many runs may have gone through the backbone in one pass."""
-        return self.summary["config"].get("replicas") or 1  # results may be older than the key
-
-    @property
     def name(self) -> str:
         """Option taken of the group ``method``, or the class."""
         return self.summary["choices"].get("method") or self.summary["config"]["method"]["_target_"].rpartition(".")[2]

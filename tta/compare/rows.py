@@ -234,8 +234,6 @@ def _warnings(table: Table) -> list[str]:
         found.append(f"images that could not be read were left out: {named(dict.fromkeys(skipped))}")
     if len(devices := {run.summary["device"] for run in table.runs}) > 1:
         found.append(f"seconds cannot be compared, runs were on {named(sorted(devices))}")
-    if packed := [run.label for run in table.runs if run.replicas != 1]:
-        found.append(f"seconds are those of all runs of a pass, where they shared one: {named(dict.fromkeys(packed))}")
     return found
 
 

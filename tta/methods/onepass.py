@@ -23,9 +23,7 @@ class Loss(NamedTuple):
 class OnePass(Method):
     """A step is: forward pass, loss, backward pass, update; or, without an optimizer, the forward pass alone.
 
-    As these are apart from each other, the passes of several such methods can be one (``tta.replicas``). A subclass
-    that learns makes an ``objective`` and an ``optimizer`` and implements ``loss``; one that overrides ``step`` or
-    ``predict`` is run by itself.
+    A subclass that learns makes an ``objective`` and an ``optimizer`` and implements ``loss``.
     """
 
     objective: Objective

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,12 +49,7 @@ class ReportingSweeper(BasicSweeper):
         """
         from tta.sweeps import run_sweep
 
-        launch = self.launcher.launch
-        if isinstance(self.launcher, BasicLauncher):
-            launch = _packed(launch)
-        elif any(word.lstrip("+").startswith("replicas=") for word in arguments):
-            print("replicas: jobs in processes of their own, as with this launcher, are run alone", file=sys.stderr)
-        with run_sweep(Path(self.config.hydra.sweep.dir), launch) as sweep:
+        with run_sweep(Path(self.config.hydra.sweep.dir), self.launcher.launch) as sweep:
             self.launcher = _Recorded(sweep, Path(self.config.hydra.sweep.dir))
             super().sweep(arguments)
 
@@ -79,19 +73,6 @@ class _ComposedOnce:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
-
-
-def _packed(launch: Any) -> Any:
-    """Let the jobs that are launched together, in this process, wait for each other."""
-    from tta.replicas.pool import pool
-
-    def together(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        with pool() as waiting:
-            returned: Sequence[JobReturn] = launch(job_overrides, initial_job_idx)
-            waiting.flush()
-        return returned
-
-    return together
 
 
 class _Recorded:

@@ -1,1 +1,0 @@
-"""Several runs of the same backbone in one forward and backward pass."""
