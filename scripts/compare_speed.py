@@ -122,5 +122,4 @@ def _origin(choices: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
         "reset": config["scenario"]["reset"],
         "device": describe_device(CPU),
         "compiled": False,
-        "captured": False,
     }

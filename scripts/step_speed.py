@@ -27,7 +27,6 @@ from torchvision.transforms import ToTensor
 from tta.backbones import Backbone
 from tta.devices import choose_precision, keep_memory, place
 from tta.methods import Tent
-from tta.methods.graphs import SETTLED_AFTER
 from tta.objectives import EM, AdaDEM, Objective
 from tta.runner import Runner
 from tta.runs import RunDirectory
@@ -110,13 +109,11 @@ def plain_run(shape: Shape, batches: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def our_run(shape: Shape, batches: int, device: torch.device, precision: str, graph: bool = False) -> float:
+def our_run(shape: Shape, batches: int, device: torch.device, precision: str) -> float:
     """Seconds of a run of ours, its files included."""
     pixels, labels = shape.arrays(batches)
     stream = Stream([Domain("noise", 5, labels, ArrayImages(pixels))], shape.classes, shape.batch)
     method = tent(shape, device)
-    if graph:
-        method.capture()
     with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
         runner = Runner(method, stream, Scenario(), 0, directory, [], device, choose_precision(precision, device))
         began = time.perf_counter()
@@ -193,9 +190,6 @@ def runs(
     plain = "run, plain script (fp32)"
     work: dict[str, tuple[Any, ...]] = {plain: (plain_run, shape, batches, device)}
     work |= {f"run, ours, {precision}": (our_run, shape, batches, device, precision) for precision in precisions}
-    if device.type == "cuda":
-        for precision in precisions:
-            work[f"run, ours, {precision}, graph"] = (our_run, shape, batches, device, precision, True)
     processes = {name: Elsewhere(name != plain, threads) for name in work}
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for number in range(-1, rounds):  # the first only warms up
@@ -242,23 +236,12 @@ def steps(shape: Shape, device: torch.device, precision: str, rounds: int) -> di
         return step
 
     ways = {"EM": through(tent(shape, device)), "AdaDEM": through(tent(shape, device, AdaDEM()))}
-    if device.type == "cuda":
-        captured = tent(shape, device)
-        captured.capture()
-        ways["EM, graph"] = through(captured)
-    seconds = medians(
-        {"forward": torch.no_grad()(through(backbone)), **ways}, device, rounds, warm_up=SETTLED_AFTER + 1
-    )
+    seconds = medians({"forward": torch.no_grad()(through(backbone)), **ways}, device, rounds)
     product, operations = matrix_product(device, precision)
     rate = operations / medians({"product": product}, device, rounds)["product"]
     share = step_flops(shape) / seconds["EM"] / rate
-    over = {
-        f"step over forward pass{name}": f"{seconds[f'EM{name}'] / seconds['forward']:.2f}"
-        for name in ("", ", graph")
-        if f"EM{name}" in ways
-    }
     return {
-        **over,
+        "step over forward pass": f"{seconds['EM'] / seconds['forward']:.2f}",
         "AdaDEM's step over EM's": f"{seconds['AdaDEM'] / seconds['EM']:.3f}",
         "step's FLOP/s over those of a matrix product": f"{share:.2f} of {rate / 1e9:.0f} GFLOP/s",
     }

@@ -272,7 +272,6 @@ WRONG: dict[str, tuple[str, tuple[object, ...]]] = {
     "argument of a class": ("+optimizer.mu=1", ("method", "SGD", "mu")),
     "steps": ("method.steps=0", ("method.steps", "1", "0")),
     "compile": ("compile=maybe", ("compile", "'maybe'", "true", "false")),
-    "graph on a CPU": ("graph=true", ("graph=true", "device=cpu")),
     "checkpoint.every": ("checkpoint.every=0", ("checkpoint.every", "1", "0")),
     "runs directory": ("runs_dir=/dev/null/runs", ("runs_dir", "/dev/null/runs")),
 }

@@ -88,7 +88,7 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
 def _check(config: DictConfig) -> None:
     """Check the values that go to no part of a run: a part checks its own."""
     whole_number("seed", config.seed, 0)
-    for key in ("compile", "graph", "force"):
+    for key in ("compile", "force"):
         yes_or_no(key, config[key])
     if "lr" in config.optimizer:
         number("optimizer.lr", config.optimizer.lr, 0)
@@ -110,7 +110,6 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     from tta.backbones import Backbone
     from tta.devices import place
     from tta.methods import Method
-    from tta.methods.onepass import capture
     from tta.streams import Scenario, Stream
 
     torch.manual_seed(config.seed)
@@ -128,8 +127,6 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     method = make_part(config, "method", Method, backbone=backbone)  # type: ignore[type-abstract]
     if config.compile:
         method.compile()
-    if config.graph:
-        capture(method, device)
     return _Parts(scenario, stream, backbone, method)
 
 
@@ -141,7 +138,7 @@ def _checkpoints(
     from tta.devices import device_digest
 
     method = parts.method
-    computed_by = device_digest(device) + ", compiled" * method.compiled + ", captured" * method.captured
+    computed_by = device_digest(device) + ", compiled" * method.compiled
     made_by = {
         "run": identity,
         "code": code_digest(method, parts.stream, parts.scenario),
@@ -166,7 +163,6 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
         "reset": parts.scenario.reset,
         "device": describe_device(device),
         "compiled": parts.method.compiled,
-        "captured": parts.method.captured,
         **provenance(command),
         "config": hide_in_values(resolved),
     }

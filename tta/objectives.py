@@ -43,8 +43,8 @@ class Objective(nn.Module, ABC):
     """A loss on logits alone. State, if any, lives in buffers; ``reset`` forgets it.
 
     Logits are finite, of any floating dtype; bfloat16 and float16 are computed in float32, under autocast too. Every
-    operation has a shape that depends on the shape of the logits alone, so that a step can be captured as one CUDA
-    graph, and compiled as one.
+    operation has a shape that depends on the shape of the logits alone, so that a step compiles as one
+    graph.
     """
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class AdaDEM(Objective):
         reward: what is normalised by: ``cadf``, the reward of T, or ``entropy``, that of H (AdaDEM-V, table 14; it
             fails, as the reward of H vanishes for sure samples, and is here to show it).
         num_classes: C; by default the table is made for the first logits. Give it where the first step must not
-            allocate, as in a captured graph.
+            allocate.
 
     Raises:
         ValueError: for a value out of range, or if logits come with another shape than the table's.

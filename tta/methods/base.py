@@ -56,8 +56,6 @@ class Method(Restorable, ABC):
     """Why fewer images do not do."""
     episodic = False
     """Whether every image, or batch, begins with the source weights, so that nothing that adapts stays adapted."""
-    captured = False
-    """Whether its steps are CUDA graphs (``OnePass.capture``)."""
     data = ""
     """What data beside the stream the method was made from, as a digest; empty for none."""
 
