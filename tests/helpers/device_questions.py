@@ -57,8 +57,7 @@ class _Crossings(TorchDispatchMode):
         return made
 
 
-def without_autocast(monkeypatch: pytest.MonkeyPatch, half: bool = False) -> None:
-    """Leave out autocast, which "meta" does not have; with ``half``, say that it computes in float16."""
+def without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out autocast, which "meta" does not have."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: half)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)

@@ -127,7 +127,7 @@ class Watching(Method):
         super().reset()
 
     def step(self, images: Tensor) -> Tensor:
-        self.report(loss=torch.tensor(WATCH.losses.get(WATCH.calls, 0.5)))
+        self.log(loss=torch.tensor(WATCH.losses.get(WATCH.calls, 0.5)))
         WATCH.see(images)
         logits = logits_of((images[:, 0, 0, 0] * 255).round()) + self.weights
         self.weights = 0.5 * self.weights + logits[-1]

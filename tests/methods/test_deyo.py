@@ -171,12 +171,14 @@ def test_deyo__lone_survivor_passes_norm_of_vectors() -> None:
     assert [len(batch) for batch in seen.images] == [8, 2]  # in its own company
 
 
-def test_deyo__step_asks_device_for_survivors_alone() -> None:
+def test_deyo__step_asks_the_device_twice() -> None:
+    """For the survivors of the first stage, and whether the second leaves any."""
     method = make(AdaDEM(), margin=1.0)
     method(images(0))
     with DeviceQuestions() as questions:
         method(images(1))
-    assert questions.asked == ["nonzero"]
+    assert questions.asked[0] == "nonzero"
+    assert len(questions.asked) == 2
 
 
 def test_deyo__patches_move_whole() -> None:

@@ -1,4 +1,4 @@
-"""Loss scaling: the factor of torch's own GradScaler, gradients that float16 alone would lose, and overflows."""
+"""Loss scaling under float16 autocast: gradients that float16 alone would lose, overflows, other precisions."""
 
 from __future__ import annotations
 
@@ -6,46 +6,17 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch import Tensor
 
 from helpers.backbones import small_net, some_images
 from tta.methods import Tent
-from tta.methods.scaling import LossScale
 from tta.objectives import EM, Objective
 
 FP16 = functools.partial(torch.autocast, "cpu", torch.float16)
 
 
-class Quick(LossScale):
-    INTERVAL = 3
-
-
-@settings(max_examples=40, deadline=None)
-@given(pattern=st.lists(st.booleans(), min_size=1, max_size=14))
-def test_the_factor_and_the_gradients_are_those_of_grad_scaler(pattern: list[bool]) -> None:
-    ours, theirs = Quick(), GradScaler("cpu", growth_interval=Quick.INTERVAL)
-    weights = [nn.Parameter(torch.linspace(-1, 1, 4)), nn.Parameter(torch.ones(2, 3))]
-    optimizer = torch.optim.SGD(weights, lr=0.0)
-    for finite in pattern:
-        loss = sum((w.square() * torch.arange(1.0, 1 + w.numel()).view_as(w)).sum() for w in weights)
-        assert isinstance(loss, Tensor)
-        theirs.scale(loss).backward()
-        gradients = [w.grad for w in weights if w.grad is not None]
-        if not finite:
-            gradients[1][0, 1] = torch.inf
-        copies = [g.clone() for g in gradients]
-        theirs.unscale_(optimizer)
-        theirs.step(optimizer)
-        theirs.update()
-        ours.unscale(copies)
-        assert bool(ours.sound) == finite
-        assert ours.scale == theirs.get_scale()
-        for copy, gradient in zip(copies, gradients, strict=True):
-            assert torch.equal(copy, gradient if finite else torch.zeros_like(copy))
-        optimizer.zero_grad()
+def set_scale(method: Tent, scale: float) -> None:
+    method.scaler.load_state_dict({**method.scaler.state_dict(), "scale": scale})
 
 
 class Faint(Objective):
@@ -66,13 +37,13 @@ def gradients(scaled: bool, half: bool) -> list[Tensor]:
 
     method = Tent(small_net("batch"), Faint(), functools.partial(Keeping, lr=0.0))
     if not scaled:
-        method.loss_scale.scale.fill_(1)
+        set_scale(method, 1.0)
     with torch.autocast("cpu", torch.float16, enabled=half):
         method(some_images(8))
     return kept
 
 
-def test_gradients_that_float16_alone_would_lose() -> None:
+def test_scaling__keeps_gradients_float16_loses() -> None:
     exact = torch.cat([g.flatten() for g in gradients(scaled=False, half=False)])
     scaled = torch.cat([g.flatten() for g in gradients(scaled=True, half=True)])
     lost = torch.cat([g.flatten() for g in gradients(scaled=False, half=True)])
@@ -90,28 +61,28 @@ def adapted(method: Tent) -> list[Tensor]:
     return [p.detach().clone() for p in method.parameters() if p.requires_grad]
 
 
-def test_an_overflow_leaves_out_the_step_and_halves_the_factor_and_reset_brings_it_back() -> None:
+def test_overflow__skips_the_step_and_halves_the_scale() -> None:
     method, images = tent(), some_images(8)
     method.reset()  # there is a state to go back to before the factor is changed
-    first = method.loss_scale.scale.clone()
+    first = method.scaler.get_scale()
     before = adapted(method)
-    method.loss_scale.scale.fill_(2.0**60)
+    set_scale(method, 2.0**60)
     with FP16():
         method(images)
         assert all(torch.equal(a, b) for a, b in zip(adapted(method), before, strict=True))
-        assert method.loss_scale.scale == 2.0**59
+        assert method.scaler.get_scale() == 2.0**59
         assert not any(t.any() for state in method.optimizer.state.values() for t in state.values())
-        method.loss_scale.scale.fill_(2.0**10)
+        set_scale(method, 2.0**10)
         method(images)
     assert not torch.equal(adapted(method)[0], before[0])
     method.reset()
-    assert method.loss_scale.scale == first
+    assert method.scaler.get_scale() == first
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, None], ids=str)
-def test_other_precisions_have_no_factor(dtype: torch.dtype | None) -> None:
+def test_scaling__only_under_float16(dtype: torch.dtype | None) -> None:
     method, reference = tent(), tent()
-    method.loss_scale.scale.fill_(torch.nan)
+    set_scale(method, float("nan"))
     for each in (method, reference):
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             each(some_images(8))

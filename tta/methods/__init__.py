@@ -10,7 +10,6 @@ from tta.methods.eata import EATA
 from tta.methods.eta import ETA
 from tta.methods.lame import LAME
 from tta.methods.memo import MEMO
-from tta.methods.onepass import OnePass
 from tta.methods.parameters import ParameterChoice, norm_parameters
 from tta.methods.rdumb import RDumb
 from tta.methods.roid import ROID
@@ -34,7 +33,6 @@ __all__ = [
     "CoTTA",
     "DeYO",
     "Method",
-    "OnePass",
     "ParameterChoice",
     "RDumb",
     "RoTTA",

@@ -10,15 +10,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from tta.checks import whole_number
+from tta.checks import PartError, whole_number
 from tta.devices import bears_channels_last
 from tta.methods.batchnorm import drop_running_statistics, in_company
-from tta.methods.mistakes import backward, checked_logits
-from tta.methods.scaling import LossScale, in_half
 from tta.methods.state import Restorable
-from tta.methods.updates import step_where
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -31,8 +29,8 @@ class Method(Restorable, ABC):
     that it causes; a method that differs says so.
 
     The backbone is copied, put into eval mode (no dropout, no stochastic depth) and frozen; a subclass then chooses
-    what adapts, with ``use_batch_statistics`` and ``adapt``, and implements ``step``. Gradient mode and train/eval
-    mode are the method's own affair: a caller's ``no_grad``, ``inference_mode`` or ``.eval()`` changes nothing.
+    what adapts, with ``use_batch_statistics`` and ``make_optimizer``, and implements ``step``. The method decides
+    gradient mode and train/eval mode: a caller's ``no_grad``, ``inference_mode`` or ``.eval()`` changes nothing.
 
     Everything that changes from batch to batch must be a parameter, a buffer, an optimizer, a ``torch.Generator`` or
     an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``, see
@@ -49,6 +47,7 @@ class Method(Restorable, ABC):
     """
 
     recent: Tensor  # the images of the window
+    optimizer: Optimizer
 
     min_batch_size = 1
     """The fewest images in a batch that the method can work with."""
@@ -68,7 +67,7 @@ class Method(Restorable, ABC):
             module.training = False
         self._bears_channels_last = bears_channels_last(self.backbone)
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
-        self.loss_scale = LossScale().to(device)
+        self.scaler = GradScaler("cpu" if device is None else device.type)
 
     def predict(self, images: Tensor) -> Tensor:
         """Predict without adapting, as ``step`` does: images (N, 3, H, W) in [0, 1] to logits (N, C)."""
@@ -96,7 +95,7 @@ class Method(Restorable, ABC):
         with gradients(images.device.type):
             images = self.usable(images)
             given = self._step_in_window(images) if self.window else self.step(images)
-            logits = checked_logits(given, len(images), type(self).__name__)
+            logits = self._checked(given, len(images))
         self.end(len(images))
         return logits.detach()
 
@@ -123,6 +122,16 @@ class Method(Restorable, ABC):
         self.images_seen += size
         self.batches_seen += 1
 
+    def _checked(self, logits: Any, size: int) -> Tensor:
+        """Return what ``step`` gave if it is logits of so many images; raise ``PartError`` otherwise."""
+        if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == size:
+            return logits
+        got = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise PartError(
+            f"{type(self).__name__}.step must return a tensor of logits (N, C), one row for each of the {size} images; "
+            f"got {got}. A backbone that returns more than logits needs a wrapper"
+        )
+
     def _step_in_window(self, images: Tensor) -> Tensor:
         """Predict the images together with those before them, and adapt when all of the window is new."""
         if len(images) >= self.window:
@@ -136,8 +145,8 @@ class Method(Restorable, ABC):
         new_window = (seen + n) // self.window > seen // self.window
         return (self.step(window) if new_window else self.predict(window))[-n:]
 
-    def adapt(self, parameters: Mapping[str, nn.Parameter], optimizer: OptimizerFactory) -> Optimizer:
-        """Let these parameters, and no others, take gradients, and hand them to a new optimizer.
+    def make_optimizer(self, parameters: Mapping[str, nn.Parameter], optimizer: OptimizerFactory) -> Optimizer:
+        """Let these parameters, and no others, take gradients; return a new optimizer of them.
 
         Raises:
             ValueError: if there are none.
@@ -159,53 +168,43 @@ class Method(Restorable, ABC):
             )
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        made = optimizer(parameters.values())
-        for group in made.param_groups:
-            if "capturable" in group and group["params"][0].is_cuda:
-                group["capturable"] = True  # the count of steps stays on the device
-        return made
+        return optimizer(parameters.values())
 
-    def backward(self, loss: Tensor) -> None:
-        """``loss.backward()``; in float16 of the loss times a factor, which the gradients are free of afterwards.
+    def update(self, loss: Tensor) -> None:
+        """Make one optimizer step on a loss: zero_grad, backward, step.
 
         Args:
             loss: (), in nats.
 
         Raises:
-            PartError: see ``propagate``.
+            PartError: if the loss needs no gradient.
         """
-        self.propagate(loss)
-        self.unscale(loss.device)
+        self.optimizer.zero_grad()
+        self.backward(loss)
+        self.apply_gradients()
 
-    def propagate(self, loss: Tensor) -> None:
-        """The backward pass alone, which leaves the gradients with that factor.
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients of a loss; under float16 autocast they are scaled, as ``apply_gradients`` expects.
 
         Raises:
-            PartError: if the loss hangs on a step before this one, or on nothing that adapts.
+            PartError: if the loss needs no gradient.
         """
-        backward(self.scaled(loss), type(self).__name__)
+        if not loss.requires_grad:
+            raise PartError(
+                f"{type(self).__name__}: the loss depends on no adapted parameter; use the adapted parameters in the "
+                "backbone's forward pass, and compute the loss from its logits, not detached"
+            )
+        if is_fp16_autocast(loss.device):
+            loss = self.scaler.scale(loss)
+        loss.backward()
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Give what a backward pass is to begin with."""
-        return loss * self.loss_scale.scale if in_half(loss.device) else loss
-
-    def unscale(self, device: torch.device) -> None:
-        """Free the gradients that a backward pass has left of the factor that it began with."""
-        if in_half(device):
-            self.loss_scale.unscale([p.grad for p in self.parameters() if p.grad is not None])
-
-    def update(self, optimizer: Optimizer, condition: Tensor | None = None) -> None:
-        """``optimizer.step()``, if gradients are finite and the condition, boolean (), holds.
-
-        In float32 and bfloat16 gradients are not looked at.
-        """
-        device = optimizer.param_groups[0]["params"][0].device
-        if in_half(device):
-            condition = self.loss_scale.sound if condition is None else self.loss_scale.sound & condition
-        if condition is None:
-            optimizer.step()
+    def apply_gradients(self) -> None:
+        """Make the optimizer's step; under float16 autocast unscale first, and skip it if a gradient is not finite."""
+        if is_fp16_autocast(self.optimizer.param_groups[0]["params"][0].device):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         else:
-            step_where(condition, optimizer)
+            self.optimizer.step()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Have ``torch.compile`` make the backbone's passes, in place, as the first batches come; see there.
@@ -219,13 +218,22 @@ class Method(Restorable, ABC):
         """Whether ``compile`` was called."""
         return self.backbone._compiled_call_impl is not None
 
-    def report(self, **diagnostics: Tensor) -> None:
-        """Tell the runner about this step, in scalar tensors on the device: ``loss`` (nats), ``used`` (samples)."""
-        self.diagnostics = diagnostics
+    def log(self, **diagnostics: Tensor | float) -> None:
+        """Log scalars of this step for the runner to record: ``loss`` (nats), ``used`` (samples)."""
+        device = next((parameter.device for parameter in self.backbone.parameters()), None)
+        self.diagnostics = {
+            name: value.detach() if isinstance(value, Tensor) else torch.full((), value, device=device)
+            for name, value in diagnostics.items()
+        }
 
     def train(self, mode: bool = True) -> Self:
         """Change nothing: the method decides the mode of each layer."""
         return self
+
+
+def is_fp16_autocast(device: torch.device) -> bool:
+    """Return whether autocast computes in float16 on this kind of device now."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.float16
 
 
 @contextmanager

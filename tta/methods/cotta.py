@@ -74,7 +74,7 @@ class CoTTA(Method):
         use_batch_statistics(self)
         self.teacher = copy.deepcopy(self.backbone)
         self.anchor = copy.deepcopy(self.backbone)
-        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
+        self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
         whole_number("method.seed", seed, 0)
         self.draws = torch.Generator().manual_seed(seed)
@@ -89,12 +89,10 @@ class CoTTA(Method):
         """Predict with the teacher, then update the student, and after it the teacher."""
         target = self._teach(images)
         loss = consistency(self.backbone(images), target, self.symmetric).mean()
-        self.backward(loss)
-        self.update(self.optimizer)
-        self.optimizer.zero_grad()
+        self.update(loss)
         average_(self.teacher.parameters(), self.backbone.parameters(), 1 - self.teacher_momentum)
         self._restore()
-        self.report(loss=loss.detach(), used=target.new_full((), len(images)))
+        self.log(loss=loss, used=len(images))
         return target
 
     @torch.no_grad()

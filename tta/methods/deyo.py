@@ -88,7 +88,7 @@ class DeYO(Method):
         self.patches = whole_number("method.patches", patches, 1)
         self.occlusion = number("method.occlusion", occlusion, 0, 1)
         use_batch_statistics(self)
-        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
+        self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
         self.generator = torch.Generator(device).manual_seed(whole_number("method.seed", seed, 0))
 
@@ -101,11 +101,10 @@ class DeYO(Method):
         kept = drop > self.plpd
         weight = (self.entropy_reference * ln_c - entropy).exp() + drop.exp()
         loss = selected_mean(weight * self.objective(logits), kept)
-        self.backward(loss)
         used = kept.sum()
-        self.update(self.optimizer, used > 0)
-        self.optimizer.zero_grad()
-        self.report(loss=loss.detach(), used=used)
+        if used > 0:
+            self.update(loss)
+        self.log(loss=loss, used=used)
         return logits
 
     @torch.no_grad()

@@ -9,31 +9,33 @@ from torch import Tensor, nn
 
 from tta.checks import number
 from tta.methods.base import OptimizerFactory
+from tta.methods.eta import ETA
 from tta.methods.fisher import fisher_information
-from tta.methods.onepass import Loss
-from tta.methods.selective import SelectiveMethod
 from tta.objectives import Objective
 from tta.streams.clean import CleanImages
 
 
-class EATA(SelectiveMethod):
+class EATA(ETA):
     """Efficient anti-forgetting test-time adaptation (arXiv:2204.02610): ETA with a regulariser.
 
     ``fisher_alpha * sum F (theta - theta0)^2`` over the adapted parameters is added to the loss of every update; theta0
-    are those of the source, F their diagonal Fisher information, see ``fisher_information``. See ``SelectiveMethod``
-    for the rest, and ``ETA`` for the official code's ``reset``.
+    are those of the source, F their diagonal Fisher information, see ``fisher_information``. See ``ETA`` for the
+    rest.
 
     Args:
         backbone: see ``Method``.
-        objective: see ``SelectiveMethod``.
-        optimizer: see ``SelectiveMethod``.
+        objective: see ``ETA``.
+        optimizer: see ``ETA``.
         fisher: clean images of the source domain that F is taken from.
         fisher_alpha: weight of the regulariser, at least 0.
-        options: the other arguments of ``SelectiveMethod``.
+        options: the other arguments of ``ETA``.
 
     Raises:
         ValueError: if no parameter is left to adapt, or a value is out of range.
     """
+
+    source: Tensor  # theta0, all adapted parameters in one row
+    information: Tensor  # F
 
     def __init__(
         self,
@@ -49,14 +51,12 @@ class EATA(SelectiveMethod):
         self.data = fisher.digest
         information = fisher_information(self.backbone, fisher)
         self._adapted = [self.backbone.get_parameter(name) for name in information]
-        self._source = _joined(self._adapted).detach()
-        self._information = _joined(list(information.values()))
+        self.register_buffer("source", _joined(self._adapted).detach(), persistent=False)
+        self.register_buffer("information", _joined(list(information.values())), persistent=False)
 
-    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
-        """Weighted mean over the samples that are used, and the regulariser."""
-        value, used = super().loss(logits, losses)
-        distance = (_joined(self._adapted) - self._source).square()
-        return Loss(value + self.fisher_alpha * (self._information * distance).sum(), used)
+    def regularizer(self) -> Tensor:
+        """Return ``fisher_alpha * sum F (theta - theta0)^2``."""
+        return self.fisher_alpha * (self.information * (_joined(self._adapted) - self.source).square()).sum()
 
 
 def _joined(tensors: list[Any]) -> Tensor:

@@ -60,7 +60,7 @@ class MEMO(Method):
         self.steps = whole_number("method.steps", steps, 1)
         if prior is not None:
             mix_statistics(self.backbone, 1 / (number("method.prior", prior, 0) + 1))
-        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
+        self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         # On the host, where the augmentations are drawn.
         self.generator = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
 
@@ -75,7 +75,7 @@ class MEMO(Method):
             with torch.no_grad():
                 torch._foreach_copy_(parameters, source)
             self.optimizer.state.clear()
-        self.report(loss=torch.stack(losses).mean(), used=losses[0].new_full((), len(images)))
+        self.log(loss=torch.stack(losses).mean(), used=len(images))
         return torch.cat(logits)
 
     def _update(self, image: Tensor) -> Tensor:
@@ -83,9 +83,7 @@ class MEMO(Method):
         for _ in range(self.steps):
             copies = augmented_copies(image, self.augmentations, self.generator)
             loss = marginal_entropy(self.backbone(copies))
-            self.backward(loss)
-            self.update(self.optimizer)
-            self.optimizer.zero_grad()
+            self.update(loss)
         return loss.detach()
 
 

@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 from tta.checks import whole_number
 from tta.methods.base import OptimizerFactory
-from tta.methods.selective import SelectiveMethod
+from tta.methods.eta import ETA
 from tta.objectives import Objective
 
 
-class RDumb(SelectiveMethod):
+class RDumb(ETA):
     """ETA with a full reset after every ``reset_every`` batches (arXiv:2306.05401).
 
     The weights, the optimizer, the moving average and the objective go back to their beginning, and the next batch is
     predicted with the weights of the source. Batches are counted from the last reset, whoever asked for it. With a
     ``window`` the reset waits for the next update, and the window of images, which are no part of what is learnt,
-    stays. See ``SelectiveMethod`` for the rest.
+    stays. See ``ETA`` for the rest.
 
     Args:
         backbone: see ``Method``.
-        objective: see ``SelectiveMethod``.
-        optimizer: see ``SelectiveMethod``.
+        objective: see ``ETA``.
+        optimizer: see ``ETA``.
         reset_every: batches from one reset to the next, at least 1.
-        options: the other arguments of ``SelectiveMethod``.
+        options: the other arguments of ``ETA``.
 
     Raises:
         ValueError: if no parameter is left to adapt, or a value is out of range.

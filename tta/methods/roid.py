@@ -13,6 +13,7 @@ from tta.methods.batchnorm import in_company
 from tta.methods.consistency import consistency
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.predictions import probabilities
+from tta.methods.state import BufferList
 from tta.methods.updates import average_
 from tta.objectives import EM, SLR
 
@@ -93,9 +94,9 @@ class ROID(Method):
         self.register_buffer("mean_prediction", torch.empty(0))
         use_batch_statistics(self)
         chosen = adapt(self.backbone)
-        self.optimizer = self.adapt(chosen, optimizer)
+        self.optimizer = self.make_optimizer(chosen, optimizer)
         self.adapted = list(chosen.values())
-        self.source = [parameter.detach().clone() for parameter in self.adapted]  # never changes
+        self.source = BufferList(self.adapted)
         self.draws = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -110,11 +111,9 @@ class ROID(Method):
         if self.consistency:
             total = total + self._inconsistency(images, logits, weights)
         loss = total / len(images)
-        self.backward(loss)
-        self.update(self.optimizer)
-        self.optimizer.zero_grad()
+        self.update(loss)
         average_(self.adapted, self.source, self.source_share)
-        self.report(loss=loss.detach(), used=(weights > 0).sum())
+        self.log(loss=loss, used=(weights > 0).sum())
         return self._correct(logits.detach())
 
     def _weights(self, logits: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class RoTTA(Method):
         self.uncertainty_weight = number("method.uncertainty_weight", uncertainty_weight, 0)
         mix_statistics(self.backbone, share, track=True)
         self.teacher = copy.deepcopy(self.backbone)
-        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
+        self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         self.entropy = EM()
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("entries", torch.empty(0, dtype=torch.float64))
@@ -107,7 +107,7 @@ class RoTTA(Method):
                 used += len(memory.entries)
         self._hold(memory, slots, images)
         loss = {"loss": torch.stack(losses).mean()} if losses else {}
-        self.report(used=logits.new_full((), used), **loss)
+        self.log(used=logits.new_full((), used), **loss)
         return logits
 
     def _recall(self, logits: Tensor) -> tuple[Memory, list[Entry]]:
@@ -137,8 +137,6 @@ class RoTTA(Method):
         losses = consistency(logits, target)
         weight = torch.sigmoid(-self.entries[:, 2] / self.memory).to(losses.dtype)
         loss = (weight * losses).mean()
-        self.backward(loss)
-        self.update(self.optimizer)
-        self.optimizer.zero_grad()
+        self.update(loss)
         average_(self.teacher.parameters(), self.backbone.parameters(), self.teacher_momentum)
         return loss.detach()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tta.checks import number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
-from tta.methods.updates import ascended, forget_where, restore_where, selected_mean
+from tta.methods.state import BufferList
+from tta.methods.updates import ascended, selected_mean
 from tta.objectives import EM, Objective, copy_of
 
 
@@ -76,28 +77,30 @@ class SAR(Method):
         self.official_quirks = official_quirks
         use_batch_statistics(self)
         chosen = adapt(self.backbone)
-        self.optimizer = self.adapt(chosen, optimizer)
-        self.weights = list(chosen.values())
-        self.start = [weight.detach().clone() for weight in self.weights]
-        self.register_buffer("average", self.start[0].new_full((), math.nan))
+        self.optimizer = self.make_optimizer(chosen, optimizer)
+        self.weights: list[Tensor] = list(chosen.values())
+        self.start = BufferList(self.weights)
+        self.register_buffer("average", self.weights[0].new_full((), math.nan))
 
     def step(self, images: Tensor) -> Tensor:
         """Predict, then update by the gradient of the worst parameters nearby."""
         logits = self.backbone(images)
         _, reliable = self._entropy(logits)
+        self.optimizer.zero_grad()
         self.backward(selected_mean(self.objective(logits), reliable))
         with ascended(self.weights, self.rho):
-            self.optimizer.zero_grad()
             logits_there = self.backbone(images)
             entropy, reliable_there = self._entropy(logits_there)
             kept = reliable & reliable_there
             loss = selected_mean(self.objective(logits_there), kept)
+            self.optimizer.zero_grad()
             self.backward(loss)
         used = kept.sum()
-        self.update(self.optimizer, None if self.official_quirks else used > 0)
-        self.optimizer.zero_grad()
-        self._recover(selected_mean(entropy, kept), used > 0)
-        self.report(loss=loss.detach(), used=used)
+        any_kept = bool(used > 0)
+        if any_kept or self.official_quirks:
+            self.apply_gradients()
+        self._recover(selected_mean(entropy, kept) if any_kept else None)
+        self.log(loss=loss, used=used)
         return logits
 
     def _entropy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +109,15 @@ class SAR(Method):
         return entropy, entropy < self.margin * math.log(logits.shape[-1])
 
     @torch.no_grad()
-    def _recover(self, entropy: Tensor, there_is_any: Tensor) -> None:
-        """Take the mean entropy into the moving average, and begin anew where that is too small."""
-        entropy = entropy.to(self.average.dtype)
-        moved = torch.where(self.average.isnan(), entropy, entropy.lerp(self.average, self.momentum))
-        average = torch.where(there_is_any, moved, self.average)
-        collapsed = average < self.recovery  # not where it is NaN
-        restore_where(collapsed, self.weights, self.start, None if self.official_quirks else self.optimizer)
-        forget_where(collapsed, self.objective)
-        self.average.copy_(average if self.official_quirks else torch.where(collapsed, math.nan, average))
+    def _recover(self, entropy: Tensor | None) -> None:
+        """Update the moving average with the mean entropy, if there is one; restart where the average is too small."""
+        if entropy is not None:
+            entropy = entropy.to(self.average.dtype)
+            self.average.copy_(entropy if self.average.isnan() else entropy.lerp(self.average, self.momentum))
+        if not self.average < self.recovery:  # as for NaN
+            return
+        torch._foreach_copy_(self.weights, list(self.start))
+        self.objective.reset()
+        if not self.official_quirks:
+            self.optimizer.state.clear()
+            self.average.fill_(math.nan)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from tta.methods.onepass import OnePass
+from torch import Tensor
+
+from tta.methods.base import Method
 
 
-class Source(OnePass):
+class Source(Method):
     """No adaptation: frozen weights, BatchNorm with the running statistics of the source data."""
+
+    def step(self, images: Tensor) -> Tensor:
+        """Predict."""
+        return self.predict(images)

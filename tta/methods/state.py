@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from tta.objectives import Objective
@@ -14,12 +16,24 @@ from tta.objectives import Objective
 COUNTS = ("images_seen", "batches_seen")
 
 
+class BufferList(nn.Module):
+    """Tensors that never change, as buffers that move with the module and are not saved."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        for number, tensor in enumerate(tensors):
+            self.register_buffer(str(number), tensor.detach().clone(), persistent=False)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.buffers()
+
+
 class Restorable(nn.Module):
     """A module around a backbone that goes back to the state that it was made with, and goes on from a saved one.
 
     State are the parameters that take gradients, those of copies of the backbone, buffers, and the optimizers,
-    ``torch.Generator`` objects and objectives that are held as attributes. A buffer that is empty at first may be
-    replaced by one of any size.
+    ``torch.Generator`` objects, gradient scalers and objectives that are held as attributes. A buffer that is empty
+    at first may be replaced by one of any size.
     """
 
     def __init__(self) -> None:
@@ -47,11 +61,11 @@ class Restorable(nn.Module):
         self.diagnostics = {}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State beside parameters and buffers: optimizers, generators, counts. Called by ``state_dict``."""
+        """State beside parameters and buffers: optimizers, scalers, generators, counts. Called by ``state_dict``."""
         held = {
-            name: value.state_dict() if isinstance(value, Optimizer) else value.get_state()
+            name: value.get_state() if isinstance(value, torch.Generator) else value.state_dict()
             for name, value in vars(self).items()
-            if isinstance(value, Optimizer | torch.Generator)
+            if isinstance(value, Optimizer | GradScaler | torch.Generator)
         }
         return {**held, **{name: getattr(self, name) for name in COUNTS}}
 
@@ -61,7 +75,7 @@ class Restorable(nn.Module):
             holder = getattr(self, name)
             if name in COUNTS:
                 setattr(self, name, saved)
-            elif isinstance(holder, Optimizer):
+            elif isinstance(holder, Optimizer | GradScaler):
                 holder.load_state_dict(copy.deepcopy(saved))
             else:
                 holder.set_state(saved)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tta.checks import whole_number
-from tta.methods.base import OptimizerFactory, use_batch_statistics
-from tta.methods.onepass import Loss, OnePass
+from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import Objective, copy_of
 
 
-class Tent(OnePass):
+class Tent(Method):
     """Test-time entropy minimisation (arXiv:2006.10726), with any objective in the place of the entropy.
 
     BatchNorm layers use the statistics of the current batch; scale and shift of BatchNorm, LayerNorm and GroupNorm
@@ -31,8 +29,6 @@ class Tent(OnePass):
         ValueError: if no parameter is left to adapt, or ``steps`` is less than 1.
     """
 
-    optimizer: Optimizer
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -46,8 +42,13 @@ class Tent(OnePass):
         self.objective = copy_of(objective)
         self.steps = whole_number("method.steps", steps, 1)
         use_batch_statistics(self)
-        self.optimizer = self.adapt(adapt(self.backbone), optimizer)
+        self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
 
-    def loss(self, logits: Tensor, losses: Tensor) -> Loss:
-        """Mean over the batch."""
-        return Loss(losses.mean(), logits.new_full((), len(logits)))
+    def step(self, images: Tensor) -> Tensor:
+        """Predict, then update; with several steps, predict once more before each."""
+        for _ in range(self.steps):
+            logits = self.backbone(images)
+            loss = self.objective(logits).mean()
+            self.update(loss)
+        self.log(loss=loss, used=len(images))
+        return logits
