@@ -1,12 +1,14 @@
+"""How batches are read: by threads, by processes, on the device; and that they are the same ones."""
+
 from __future__ import annotations
 
 import pickle
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +38,13 @@ def array_domain(name: str = "fog", n: int = 23, seed: int = 0, size: int = 4) -
 def read(*domains: Domain, workers: int = 0, scenario: Scenario | None = None, batch_size: int = 4) -> list[Batch]:
     stream = Stream(domains, 7, batch_size, workers=workers)
     return list(stream.batches(stream.plan(scenario or Scenario(reset="never"), 3)))
+
+
+def alike(ours: list[Batch], theirs: list[Batch]) -> None:
+    """Assert that batches are the same; images corrupted elsewhere may differ by one grey level."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.images.int(), b.images.int(), rtol=0, atol=1, check_stride=True)
+    assert same([replace(a, images=b.images) for a, b in zip(ours, theirs, strict=True)], theirs)
 
 
 @settings(deadline=None, max_examples=25)
@@ -71,20 +80,29 @@ def test_threads__reading_files_change_nothing(tmp_path: Path) -> None:
 
 
 def test_workers__are_processes_for_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("a process was started")
+    """What a process reads leaves no trace in this one."""
+    here: list[int] = []
 
-    monkeypatch.setattr(reading, "_by_processes", refuse)
+    def noting(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
+        def call(self: ArrayImages | FileImages, index: torch.Tensor) -> Loaded:
+            here.extend(index.tolist())
+            return load(self, index)
+
+        return call
+
+    for kind in (ArrayImages, FileImages):
+        monkeypatch.setattr(kind, "__call__", noting(kind.__call__))
     files = jpeg_domain(tmp_path)
     for alone in (array_domain(), files, corrupted_domain(files, on_device=True)):
         read(alone, workers=2)
+        assert sorted(here) == list(range(len(alone.labels)))
+        here.clear()
     for other in (domain(), corrupted_domain(files)):
-        with pytest.raises(AssertionError, match="a process was started"):
-            read(array_domain(), other, workers=2)
+        assert {batch.domain for batch in read(array_domain("frost"), other, workers=2)} == {"frost", other.name}
+        assert here == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("mix", [False, True])
+@pytest.mark.parametrize(("mix", "workers"), [(False, 0), (True, 2)])
 def test_corrupted__same_on_device_and_in_workers(tmp_path: Path, mix: bool, workers: int) -> None:
     files = jpeg_domain(tmp_path)
     scenario = Scenario(reset="never", mix=mix)
@@ -93,7 +111,7 @@ def test_corrupted__same_on_device_and_in_workers(tmp_path: Path, mix: bool, wor
         for there in (False, True)
     )
     expected = read(*one, scenario=scenario)
-    assert same(read(*other, scenario=scenario, workers=workers), expected)
+    alike(read(*other, scenario=scenario, workers=workers), expected)
     assert {batch.domain for batch in expected} == ({"mixed"} if mix else {"contrast", "gaussian_noise", "clean"})
 
 
@@ -215,8 +233,7 @@ def test_one_ahead__loses_nothing(items: list[int]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("held", "workers"), [(True, 2), (False, 0), (False, 2)])
 def test_gpu__batches_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool, workers: int) -> None:
     gpu = torch.device("cuda")
     if not held:
@@ -227,7 +244,7 @@ def test_gpu__batches_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         plan = stream.plan(Scenario(reset="never"), 3)
         there = list(stream.batches(plan, gpu))
         assert all(batch.images.device.type == "cuda" for batch in there)
-        here = [Batch(**{**vars(batch), "images": batch.images.cpu()}) for batch in there]
+        here = [replace(batch, images=batch.images.cpu()) for batch in there]
         assert same(here, list(stream.batches(plan)))
 
 

@@ -1,3 +1,5 @@
+"""The plan of a stream, and the batches that follow it."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.errors import raises_naming
 from helpers.numbered_images import Numbered, domain, stream
-from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
+from helpers.small_tree import same
+from tta.streams import Domain, Planned, Scenario, Stream, Visit
 
 SINGLE, CONTINUAL = Scenario(reset="domain"), Scenario(reset="never")
 
@@ -86,7 +89,7 @@ def test_order__differs_between_severities() -> None:
     assert order(stream(domain(severity=1)), "fog") != order(stream(domain(severity=2)), "fog")
 
 
-def test_order__of_the_files() -> None:
+def test_order__file_is_that_of_the_data_set() -> None:
     assert order(stream(), "fog", Scenario(order="file"), seed=9) == list(range(23))
 
 
@@ -130,21 +133,14 @@ def test_skipped__lose_their_labels_and_indices() -> None:
         assert torch.equal(batch.labels, batch.index % 7)
 
 
-def same(a: Batch, b: Batch) -> bool:
-    return all(
-        torch.equal(value, vars(b)[key]) if isinstance(value, torch.Tensor) else value == vars(b)[key]
-        for key, value in vars(a).items()
-    )
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_workers__change_only_the_process() -> None:
     domains = domain("fog", load=Numbered(broken=(5,))), domain("snow")
     alone, helped = stream(*domains, batch_size=4), stream(*domains, batch_size=4, workers=2)
     plan = alone.plan(SINGLE, 2)
-    pairs = list(zip(alone.batches(plan), helped.batches(helped.plan(SINGLE, 2)), strict=True))
-    assert len(pairs) == 12
-    assert all(same(a, b) for a, b in pairs)
+    batches = list(alone.batches(plan))
+    assert len(batches) == 12
+    assert same(list(helped.batches(helped.plan(SINGLE, 2))), batches)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -182,7 +178,7 @@ def test_stream__needs_a_domain() -> None:
         Stream([], 10, 5)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, "4", True], ids=repr)
+@pytest.mark.parametrize("value", [0, 2.0, True], ids=repr)
 @pytest.mark.parametrize("key", ["batch_size", "limit"])
 def test_stream__refuses_wrong_numbers(key: str, value: Any) -> None:
     with raises_naming(ValueError, f"stream.{key}", repr(value)):
