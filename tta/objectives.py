@@ -43,8 +43,8 @@ class Objective(nn.Module, ABC):
     """A loss on logits alone. State, if any, lives in buffers; ``reset`` forgets it.
 
     Logits are finite, of any floating dtype; bfloat16 and float16 are computed in float32, under autocast too. Every
-    operation has a shape that depends on the shape of the logits alone, so that a step compiles as one
-    graph.
+    operation has a shape that depends on the shape of the logits alone, so that a
+    step compiles as one graph.
     """
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class AdaDEM(Objective):
         norm: ``l1``, ``l2`` or ``linf``, of the reward (figure 11).
         reward: what is normalised by: ``cadf``, the reward of T, or ``entropy``, that of H (AdaDEM-V, table 14; it
             fails, as the reward of H vanishes for sure samples, and is here to show it).
-        num_classes: C; by default the table is made for the first logits. Give it where the first step must not
-            allocate.
+        num_classes: C; by default the table is made for the first logits. Give it if the first step must not
+            allocate memory.
 
     Raises:
         ValueError: for a value out of range, or if logits come with another shape than the table's.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from helpers.backbones import small_net, some_images
-from tta.methods import Tent
+from tta.methods import SAR, Method, Tent
 from tta.objectives import EM, Objective
 
 FP16 = functools.partial(torch.autocast, "cpu", torch.float16)
 
 
-def set_scale(method: Tent, scale: float) -> None:
+def set_scale(method: Method, scale: float) -> None:
     method.scaler.load_state_dict({**method.scaler.state_dict(), "scale": scale})
 
 
@@ -87,3 +87,19 @@ def test_scaling__only_under_float16(dtype: torch.dtype | None) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             each(some_images(8))
     assert all(torch.equal(a, b) for a, b in zip(adapted(method), adapted(reference), strict=True))
+
+
+def test_overflow__in_sars_first_pass_halves_the_scale() -> None:
+    """Otherwise no sample would ever be reliable at the moved weights, and the scale would stay too large."""
+    method = SAR(small_net("batch"), EM(), functools.partial(torch.optim.SGD, lr=0.1), margin=1.0)
+    before = [p.detach().clone() for p in method.parameters() if p.requires_grad]
+    set_scale(method, 2.0**60)
+    with FP16():
+        assert method(some_images(8)).isfinite().all()
+        assert method.scaler.get_scale() == 2.0**59
+        after = [p.detach().clone() for p in method.parameters() if p.requires_grad]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        set_scale(method, 2.0**10)
+        method(some_images(8))
+    after = [p.detach().clone() for p in method.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))

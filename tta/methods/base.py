@@ -198,6 +198,12 @@ class Method(Restorable, ABC):
             loss = self.scaler.scale(loss)
         loss.backward()
 
+    def unscale_gradients(self) -> None:
+        """Under float16 autocast, unscale gradients that no step follows, and adapt the scale."""
+        if is_fp16_autocast(self.optimizer.param_groups[0]["params"][0].device):
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
+
     def apply_gradients(self) -> None:
         """Make the optimizer's step; under float16 autocast unscale first, and skip it if a gradient is not finite."""
         if is_fp16_autocast(self.optimizer.param_groups[0]["params"][0].device):

@@ -34,8 +34,8 @@ class DeYO(Method):
     gradient. Without any kept sample nothing changes. The logits are those of the pass before the update, which the
     objective sees as well, of the whole batch; selection and weights keep the entropy.
 
-    As BatchNorm's statistics are to be those of the survivors, their number is asked of the device: each step waits
-    for it once. A lone survivor goes through the network as two of itself, whose statistics are its own.
+    BatchNorm's statistics are those of the survivors, so each step asks the device which samples survive, and then
+    whether any is kept. A lone survivor goes through the network twice in one batch, with its own statistics.
 
     The permutations are drawn for the whole batch, so what one image's are does not depend on which others survive.
 

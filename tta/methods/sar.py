@@ -88,6 +88,7 @@ class SAR(Method):
         _, reliable = self._entropy(logits)
         self.optimizer.zero_grad()
         self.backward(selected_mean(self.objective(logits), reliable))
+        self.unscale_gradients()
         with ascended(self.weights, self.rho):
             logits_there = self.backbone(images)
             entropy, reliable_there = self._entropy(logits_there)
