@@ -26,8 +26,8 @@ from tta.checks import PartError
 from tta.claims import TakenError
 from tta.composed import plain
 from tta.job import run
-from tta.redaction import hide
 from tta.sweeps import Outcome, Record, SweepError, attempt
+from tta.utils.urls import redact
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
@@ -134,8 +134,8 @@ def _hydra_main(config: DictConfig) -> float:
 
 
 def error_message(error: Exception, config_name: str = "config") -> str:
-    """The sentences meant for the user, without Hydra's and OmegaConf's wrapping, and without secrets."""
-    return hide(_sentences(error, config_name))
+    """The sentences meant for the user, without Hydra's and OmegaConf's wrapping, and without logins in URLs."""
+    return redact(_sentences(error, config_name))
 
 
 def _sentences(error: Exception, config_name: str) -> str:

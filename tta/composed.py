@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tta.checks import PartError
-from tta.targets import check_targets
 
 T = TypeVar("T")
 
@@ -30,12 +29,7 @@ def plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
 
 def instantiate(node: DictConfig, **kwargs: Any) -> Any:
-    """Make the part that a node describes: the one call of Hydra's ``instantiate``.
-
-    Raises:
-        PartError: if it names what is not to be called; see ``check_targets``.
-    """
-    check_targets(OmegaConf.to_container(node, resolve=True))
+    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)

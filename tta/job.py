@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,9 @@ from tta.checks import number, whole_number, yes_or_no
 from tta.claims import claim
 from tta.composed import chosen_options, instantiate, make_part, plain, run_name
 from tta.parts import Shared, shared_in
-from tta.redaction import hide_in_values
 from tta.runs import RunDirectory, fingerprint, provenance
 from tta.sweeps import Outcome
+from tta.utils.urls import redact
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +165,7 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
         "device": describe_device(device),
         "compiled": parts.method.compiled,
         **provenance(command),
-        "config": hide_in_values(resolved),
+        "config": json.loads(redact(json.dumps(resolved))),
     }
 
 

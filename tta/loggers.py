@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tta.paths import atomic_file
-from tta.redaction import hide
+from tta.utils.urls import redact
 
 
 class Logger(Protocol):
@@ -176,5 +176,6 @@ class Wandb:
         except Exception as error:  # of wandb, its service, the network, a full disk
             self._failed = True
             print(
-                f"logger.wandb: {hide(f'{type(error).__name__}: {error}')}; the run goes on without it", file=sys.stderr
+                f"logger.wandb: {redact(f'{type(error).__name__}: {error}')}; the run goes on without it",
+                file=sys.stderr,
             )

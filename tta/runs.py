@@ -18,7 +18,7 @@ from typing import Any, Self, TextIO
 
 from tta.claims import TakenError, claim
 from tta.paths import atomic_file
-from tta.redaction import hide_in_words
+from tta.utils.urls import redact
 
 RESULT_FORMAT = 1
 """Raised when the meaning of a result changes, so that older results are not taken for new ones."""
@@ -233,7 +233,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
             versions[package] = None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": hide_in_words(command),
+        "command": [redact(word) for word in command],
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

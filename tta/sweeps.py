@@ -22,8 +22,8 @@ from hydra.core.utils import JobReturn
 
 from tta.claims import is_taken
 from tta.paths import atomic_file
-from tta.redaction import hide, hide_in_words
 from tta.runs import RunDirectory
+from tta.utils.urls import redact
 
 POLL = 1.0
 """Seconds between two looks at runs that others work on."""
@@ -84,7 +84,7 @@ class Record:
         """Begin the record of a sweep."""
         for old in self.folder.glob("job-*.json"):
             old.unlink()
-        self._write(self.path, {"command": hide_in_words(command)})
+        self._write(self.path, {"command": [redact(word) for word in command]})
 
     @property
     def command(self) -> list[str]:
@@ -129,7 +129,7 @@ def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Ca
         told = message(error)
         if not told:
             traceback.print_exc()
-            told = hide(f"{type(error).__name__}: {error}")
+            told = redact(f"{type(error).__name__}: {error}")
         print(f"tta: error: {told}", file=sys.stderr)
         outcome = Outcome("failed", told)
     record.write(number, outcome)

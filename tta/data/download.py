@@ -18,7 +18,7 @@ from tta.checks import is_web_page
 from tta.data.catalogue import File
 from tta.data.progress import Moved, bar, in_bytes
 from tta.paths import atomic_file
-from tta.redaction import hide
+from tta.utils.urls import redact
 
 CHUNK = 1 << 20  # bytes that are read at a time; what a killed process loses
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new attempt; after the last, it is given up
@@ -95,8 +95,8 @@ class Download:
                     failures += 1
                 except requests.RequestException as error:
                     raise OSError(
-                        f"{self.file.name} could not be downloaded from {hide(self.url)}: {type(error).__name__}. Take "
-                        "it from another address with --url"
+                        f"{self.file.name} could not be downloaded from {_bare_url(self.url)}: {type(error).__name__}. "
+                        "Take it from another address with --url"
                     ) from error
 
     def remove(self) -> None:
@@ -113,7 +113,7 @@ class Download:
         if isinstance(error, requests.exceptions.SSLError) or failures == len(PAUSES):
             kept = f"{in_bytes(self.have)} are kept in {self.part}: the same command goes on from there"
             raise OSError(
-                f"{self.file.name} could not be downloaded from {hide(self.url)}: {_reason(error)}. "
+                f"{self.file.name} could not be downloaded from {_bare_url(self.url)}: {_reason(error)}. "
                 + (kept if self.have else "Try again later, or take it from another address with --url")
             ) from error
         pause = max(PAUSES[failures], min(getattr(error, "pause", 0.0), LONGEST))
@@ -123,7 +123,7 @@ class Download:
 
     def _attempt(self, moved: Moved) -> None:
         known = self._origin()
-        same = known is not None and known.url == hide(self.url)
+        same = known is not None and known.url == _bare_url(self.url)
         have = self._usable(known)
         if have and have == (self.file.size or (known.size if known else None)):
             return
@@ -134,7 +134,7 @@ class Download:
                 headers["If-Range"] = known.validator
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             start, total = self._answer(response, have)
-            origin = Origin(hide(self.url), total, _validator(response))
+            origin = Origin(_bare_url(self.url), total, _validator(response))
             changed = known and same and (known.validator, known.size) != (origin.validator, origin.size)
             if start and changed and start != total:
                 self.remove()  # the rest of another file than that which was begun
@@ -151,14 +151,17 @@ class Download:
 
     def _usable(self, known: Origin | None) -> int:
         """Bytes to go on from: those there, if something will tell whether the rest belongs to them; else none."""
-        told = known is not None and known.url == hide(self.url) and known.validator is not None
+        told = known is not None and known.url == _bare_url(self.url) and known.validator is not None
         if not (self.file.md5 or told) or self.have > (self.file.size or self.have):
             return 0
         return self.have
 
     def _answer(self, response: requests.Response, have: int) -> tuple[int, int | None]:
         """Read the head of an answer: first byte that comes, and bytes of the whole file (``None``: not told)."""
-        code, what = response.status_code, f"{hide(response.url)} answers {response.status_code} {response.reason}"
+        code, what = (
+            response.status_code,
+            f"{_bare_url(response.url)} answers {response.status_code} {response.reason}",
+        )
         if code >= 500 or code in (408, 425, 429):
             after = response.headers.get("Retry-After", "")
             raise _TryAgainError(f"the server answers {code} {response.reason}", float(after) if after.isdigit() else 0)
@@ -179,8 +182,8 @@ class Download:
         total = int(span[2]) if span else int(length) if length else None
         if self.file.size is not None and total not in (None, self.file.size):
             raise OSError(
-                f"{hide(response.url)} is not the file that was published: expected {self.file.size} bytes, the server "
-                f"offers {total}"
+                f"{_bare_url(response.url)} is not the file that was published: expected {self.file.size} bytes, the "
+                f"server offers {total}"
             )
         if total == 0:
             raise _TryAgainError("the server gives an empty file")
@@ -204,7 +207,7 @@ class Download:
 
     def _page(self, response: requests.Response) -> OSError:
         return OSError(
-            f"{self.file.name} could not be downloaded: {hide(response.url)} gives a web page instead of the file. "
+            f"{self.file.name} could not be downloaded: {_bare_url(response.url)} gives a web page, not the file. "
             "Open it in a browser to see what it says, or take the file from another address with --url"
         )
 
@@ -236,6 +239,11 @@ def check_md5(file: File, path: Path) -> str:
     if file.md5 not in (None, digest.hexdigest()):
         raise OSError(f"{path} is not the file that was published: expected md5 {file.md5}, got {digest.hexdigest()}")
     return digest.hexdigest()
+
+
+def _bare_url(url: str) -> str:
+    """Give a URL without its login and its query, which holds the token of a signed one."""
+    return redact(url).partition("?")[0]
 
 
 def _validator(response: requests.Response) -> str | None:

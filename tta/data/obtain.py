@@ -15,7 +15,7 @@ from tta.data.download import Download, check_md5, part_path
 from tta.data.progress import in_bytes
 from tta.data.unpack import UnusableError, unpack
 from tta.paths import alone
-from tta.redaction import hide
+from tta.utils.urls import redact
 
 Say = Callable[[str], None]
 MARGIN = 100_000_000  # bytes that are to stay free
@@ -55,7 +55,7 @@ def get(
             "the address of a folder that holds them, with / at its end"
         )
     if url is not None and not (url.startswith(("http://", "https://")) and urlsplit(url).netloc):
-        raise ValueError(f"--url: expected an address http://... or https://..., got {hide(url)!r}")
+        raise ValueError(f"--url: expected an address http://... or https://..., got {redact(url)!r}")
     folder = dataset.place(Path(root).expanduser()).resolve()
     state = "complete already"
     if _missing(chosen, folder):
