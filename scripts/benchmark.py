@@ -32,8 +32,8 @@ from timing import medians
 
 from tta.cli import CONFIGS
 from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES
-from tta.devices import PRECISIONS, choose_device, describe_device, keep_memory
-from tta.paths import atomic_file
+from tta.utils.devices import PRECISIONS, choose_device, describe_device, keep_memory
+from tta.utils.paths import atomic_file
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SWEEP = ("method=source,bn_adapt,tent,adadem", "seed=0,1,2,3")

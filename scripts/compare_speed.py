@@ -17,12 +17,12 @@ import torch
 from omegaconf import OmegaConf
 
 from tta.cli import CONFIGS
-from tta.composed import plain
+from tta.config.instantiate import plain
 from tta.corruptions import BENCHMARK
-from tta.devices import describe_device
 from tta.recorder import Recorder
-from tta.runs import RunDirectory, fingerprint, provenance
+from tta.runs.directory import RunDirectory, fingerprint, provenance
 from tta.streams import Batch, Visit
+from tta.utils.devices import describe_device
 
 CLASSES, IMAGES, BATCH = 1000, 5000, 64  # of ImageNet-C; images of each corruption
 STREAM = ("stream=imagenet_c", "stream.root=ImageNet-C", f"stream.limit={IMAGES}", f"stream.batch_size={BATCH}")

@@ -11,8 +11,8 @@ from step_speed import SHAPES, Shape, tent
 from timing import medians
 from torch import Tensor, nn
 
-from tta.devices import place
 from tta.objectives import AdaDEM
+from tta.utils.devices import place
 
 SMALL, LARGE = SHAPES.values()
 FEW = 8

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tta.checks import whole_number
 from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES, choose_scale, recipe_digest
-from tta.paths import atomic_file
-from tta.streams.corrupted import CorruptedImages
-from tta.streams.labelled import Labelled, open_labelled
+from tta.streams.datasets.corrupted import CorruptedImages
+from tta.streams.datasets.labelled_dataset import Labelled, open_labelled
+from tta.utils.paths import atomic_file
+from tta.utils.validation import whole_number
 
 SEVERITIES = range(1, 6)
 QUALITY = 85

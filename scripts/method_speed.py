@@ -13,9 +13,9 @@ from pathlib import Path
 import hydra
 import torch
 
-from tta.backbones import timm_backbone
 from tta.cli import CONFIGS
-from tta.devices import place
+from tta.models import timm_backbone
+from tta.utils.devices import place
 
 FORWARD = "forward"
 

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tta.corruptions import CORRUPTIONS, SCALES, corrupt
-from tta.paths import atomic_file
 from tta.streams.files import imagenet_crop
+from tta.utils.paths import atomic_file
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
 SEVERITIES = range(1, 6)

@@ -38,8 +38,8 @@ from omegaconf import DictConfig, OmegaConf
 from tta import compare
 from tta.cli import CONFIGS, EXPECTED, error_message
 from tta.compare import find_runs
-from tta.composed import plain
-from tta.runs import determinants
+from tta.config.instantiate import plain
+from tta.runs.directory import determinants
 
 SCRIPTS = Path(__file__).resolve().parent
 STUDIES = SCRIPTS / "studies.yaml"

@@ -9,7 +9,7 @@ import torch
 from step_speed import Shape, tent
 from torch.profiler import ProfilerActivity, profile
 
-from tta.devices import choose_precision, place
+from tta.utils.devices import choose_precision, place
 
 KINDS = {
     "convolution, backward": ("convolution_backward",),

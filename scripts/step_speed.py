@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import ToTensor
 
-from tta.backbones import Backbone
-from tta.devices import choose_precision, keep_memory, place
 from tta.methods import Tent
+from tta.models import Backbone
 from tta.objectives import EM, AdaDEM, Objective
 from tta.runner import Runner
-from tta.runs import RunDirectory
+from tta.runs.directory import RunDirectory
 from tta.streams import Domain, Scenario, Stream
 from tta.streams.arrays import ArrayImages
+from tta.utils.devices import choose_precision, keep_memory, place
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LR = 1e-3

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from tta.backbones import Backbone
+from tta.models import Backbone
 from tta.runner import in_unit_range
 from tta.streams import Domain, Scenario, Stream
 from tta.streams.arrays import ArrayImages

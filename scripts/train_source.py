@@ -21,11 +21,11 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tta import demo
-from tta.backbones import timm_backbone
-from tta.devices import choose_device
-from tta.paths import atomic_file
-from tta.streams.labelled import read_labelled
+from tta.models import timm_backbone
+from tta.streams.datasets import demo
+from tta.streams.datasets.labelled_dataset import read_labelled
+from tta.utils.devices import choose_device
+from tta.utils.paths import atomic_file
 
 Report = Callable[[int, float], None]
 """Called after each epoch with its number, from 1, and the mean loss in nats."""

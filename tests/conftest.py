@@ -16,9 +16,9 @@ from helpers.faulty_server import Server
 from helpers.sweep_files import make_files
 from helpers.tiny_data import MD5, TAR
 from tta import cli
-from tta.backbones import Backbone, timm_backbone
 from tta.data import catalogue, download, obtain
-from tta.devices import keep_memory
+from tta.models import Backbone, timm_backbone
+from tta.utils.devices import keep_memory
 
 # One thread unless told otherwise: with two and other work on the machine, a small model's forward can take a hundred
 # times longer. Processes that tests start inherit the variable.

@@ -15,8 +15,8 @@ import wandb
 
 from helpers.errors import assert_names, raises_naming
 from helpers.sweep_files import N, left, words
-from tta.checkpoints import Checkpoints
-from tta.runs import CLASS_COLUMNS, RunDirectory
+from tta.runs.checkpoint import Checkpoints
+from tta.runs.directory import CLASS_COLUMNS, RunDirectory
 
 Command = Callable[..., Any]
 Run = Callable[..., None]

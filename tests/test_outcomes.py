@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-from tta.backbones import Backbone
 from tta.compare import main as compare
-from tta.devices import choose_precision
 from tta.loggers import Logger
 from tta.methods import BNAdapt, Method, Source, Tent
+from tta.models import Backbone
 from tta.objectives import EM, AdaDEM, Objective
 from tta.runner import Runner
-from tta.runs import RunDirectory
+from tta.runs.directory import RunDirectory
 from tta.streams import Scenario, Stream
-from tta.streams.cifar import cifar_c
+from tta.streams.datasets.cifar import cifar_c
+from tta.utils.devices import choose_precision
 
 NO_LOGGERS: list[Logger] = []
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ def test_wheel__holds_modules_and_configurations(wheel: Path) -> None:
         assert file.relative_to(ROOT).as_posix() in names
     for file in (ROOT / "configs").rglob("*.yaml"):
         assert f"tta/{file.relative_to(ROOT).as_posix()}" in names
-    assert {"tta/py.typed", "tta/demo.safetensors", "tta/compare/published.yaml"} <= names
+    assert {"tta/py.typed", "tta/models/demo.safetensors", "tta/compare/published.yaml"} <= names
     assert not any(name.startswith(("tests/", "configs/", "scripts/")) for name in names)
 
 

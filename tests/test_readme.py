@@ -25,7 +25,7 @@ from helpers.plain import NORM, PlainAdaDEM, PlainSGD, classify, weights_of
 from helpers.scripts import load_script
 from tta import compare
 from tta.cli import CONFIGS, dotted_keys
-from tta.composed import plain
+from tta.config.instantiate import plain
 from tta.data import cli as data_cli
 from tta.data.catalogue import DATASETS, find
 

@@ -1,4 +1,4 @@
-"""The command ``tta``: Hydra composes a configuration, ``tta.job`` runs it, errors are told as a user reads them."""
+"""The command ``tta``: Hydra composes a configuration, ``tta.experiment`` runs it, errors are shown to the user."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from tta.checks import PartError
-from tta.claims import TakenError
-from tta.composed import plain
-from tta.job import run
-from tta.sweeps import Outcome, Record, SweepError, attempt
+from tta.config.instantiate import plain
+from tta.experiment import run
+from tta.runs.lock import TakenError
+from tta.runs.sweep import Outcome, Record, SweepError, attempt
 from tta.utils.urls import redact
+from tta.utils.validation import PartError
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tta.paths import atomic_file
+from tta.utils.paths import atomic_file
 from tta.utils.urls import redact
 
 

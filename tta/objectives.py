@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta.checks import PartError, whole_number
+from tta.utils.validation import PartError, whole_number
 
 # On a CPU, torch's vector_norm takes four times as long as the same sum of absolute values.
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tta.loggers import Logger
 from tta.metrics import DomainMetrics
-from tta.runs import RunDirectory
+from tta.runs.directory import RunDirectory
 from tta.streams import Batch, Visit
-from tta.streams.base import place_of
+from tta.streams.stream import place_of
 
 READ_EVERY = {"cpu": 1, "cuda": 16}
 """Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""

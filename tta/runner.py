@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta.checkpoints import Checkpoints, load_method_state, method_state, random_state, set_random_state
-from tta.devices import FP32, Precision
 from tta.loggers import Logger
 from tta.methods.base import Method, batch_too_small
 from tta.recorder import Recorder
-from tta.runs import RunDirectory
+from tta.runs.checkpoint import Checkpoints, load_method_state, method_state, random_state, set_random_state
+from tta.runs.directory import RunDirectory
 from tta.streams import Scenario, Stream
+from tta.utils.devices import FP32, Precision
 
 
 @dataclass

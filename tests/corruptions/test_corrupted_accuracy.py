@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from helpers.published_images import Published
-from tta.backbones import Backbone
 from tta.corruptions import CORRUPTIONS, corrupt
+from tta.models import Backbone
 
 CLOSE, CLOSE_ON_AVERAGE = 0.03, 0.007
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from helpers.errors import raises_naming
-from tta.backbones import import_robustbench
 from tta.corruptions import BENCHMARK, CORRUPTIONS
 from tta.data.catalogue import DATASETS, DataSet, find
 from tta.data.layouts import Arrays, Images
+from tta.models import import_robustbench
 
 
 def test_files__have_https_addresses_and_md5_sums() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tta.streams import Domain, Stream
-from tta.streams.base import Loaded
+from tta.streams.stream import Loaded
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from helpers.backbones import CLASSES, small_net
-from tta.backbones import Backbone
 from tta.methods import Method, Tent
+from tta.models import Backbone
 from tta.streams import Domain, Loaded, Stream
-from tta.streams.classes import Part
+from tta.streams.label_spaces import Part
 
 NAMES = ("fog", "snow", "frost")
 SHIFT = 30  # between the pixels of two domains

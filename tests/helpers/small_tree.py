@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tta.streams import Batch, Scenario, Stream
-from tta.streams.imagenet import imagenet_c
+from tta.streams.datasets.imagenet import imagenet_c
 
 WNIDS = ("n01440764", "n01443537", "n02106662")
 N = 9

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tta.methods.augment import Draw, apply, augment, draw
+from tta.methods.common.augment import Draw, apply, augment, draw
 
 NOTHING = Draw(colours={}, angle=0.0, shift=(0, 0), scale=1.0, sigma=0.001, flip=False)
 FULL = {"brightness": (0.6, 1.4), "contrast": (0.7, 1.3), "saturation": (0.5, 1.5), "hue": (-0.06, 0.06)}

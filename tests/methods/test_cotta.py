@@ -14,7 +14,7 @@ from helpers.backbones import SmallNet, small_net, some_images
 from helpers.errors import raises_naming
 from helpers.plain import PlainSGD, adapted_of, assert_adapted, classify, moved, soft, weights_of
 from tta.methods import CoTTA
-from tta.methods.augment import augment
+from tta.methods.common.augment import augment
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

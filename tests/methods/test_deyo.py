@@ -17,7 +17,7 @@ from helpers.device_questions import DeviceQuestions
 from helpers.errors import raises_naming
 from helpers.plain import NORM, PlainAdaDEM, PlainSGD, assert_adapted, classify, entropy, soft, weights_of
 from tta.methods import BNAdapt, DeYO
-from tta.methods.parameters import NORM_BUT_LAST
+from tta.methods.common.parameters import NORM_BUT_LAST
 from tta.objectives import EM, AdaDEM, Objective
 
 sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)

@@ -18,7 +18,7 @@ from helpers.plain import NORM, adapted_of, assert_adapted, weights_of
 from helpers.plain_eta import PlainETA, plain_fisher
 from tta.methods import EATA, ETA, Method, ParameterChoice
 from tta.objectives import EM
-from tta.streams.clean import CleanImages, clean_images
+from tta.streams.datasets.source_images import CleanImages, clean_images
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

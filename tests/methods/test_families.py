@@ -11,8 +11,8 @@ from torch import nn
 
 from helpers.all_methods import METHODS, make_method
 from helpers.backbones import CLASSES
-from tta.backbones import Backbone, import_robustbench
 from tta.methods import norm_parameters
+from tta.models import Backbone, import_robustbench
 
 SMALL = {"img_size": 32, "embed_dim": 16, "num_classes": CLASSES, "drop_path_rate": 0.2}
 

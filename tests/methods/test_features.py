@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from helpers.backbones import CLASSES, small_net, some_images
 from helpers.errors import raises_naming
-from tta.backbones import Backbone
-from tta.methods.features import class_vectors, classifier, logits_and_features
+from tta.methods.common.features import class_vectors, classifier, logits_and_features
+from tta.models import Backbone
 
 
 def net_and_images(name: str) -> tuple[nn.Module, Tensor]:

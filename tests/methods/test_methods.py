@@ -13,9 +13,9 @@ from torch import Tensor
 from helpers.backbones import CLASSES, SmallNet, small_net, some_images
 from helpers.errors import raises_naming
 from helpers.plain import adapted_of, classify, forward, mixed, running_of, weights_of
-from tta.checks import PartError
 from tta.methods import ETA, SAR, BNAdapt, DeYO, ParameterChoice, Source, Tent
 from tta.objectives import EM, AdaDEM, Objective
+from tta.utils.validation import PartError
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

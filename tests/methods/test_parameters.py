@@ -16,9 +16,9 @@ from torch import nn
 from helpers.backbones import small_net
 from helpers.compositions import composed
 from helpers.errors import raises_naming
-from tta.backbones import Backbone
 from tta.methods import ParameterChoice, Tent, norm_parameters
-from tta.methods.parameters import NORM_BUT_LAST
+from tta.methods.common.parameters import NORM_BUT_LAST
+from tta.models import Backbone
 from tta.objectives import EM
 
 SMALL_NORMS = ["body.1.weight", "body.1.bias", "body.4.weight", "body.4.bias"]

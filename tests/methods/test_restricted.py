@@ -12,9 +12,9 @@ from torch import nn
 from helpers.all_methods import METHODS, make_method
 from helpers.backbones import CLASSES, small_net, varied_images
 from helpers.errors import raises_naming
-from tta.backbones import Backbone
 from tta.methods import Method
-from tta.methods.features import class_vectors, logits_and_features
+from tta.methods.common.features import class_vectors, logits_and_features
+from tta.models import Backbone
 
 PART = torch.tensor([3, 0, 4])
 SAME_DRAWS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from helpers.errors import raises_naming
 from helpers.given_logits import GivenLogits, images_of_logits
 from helpers.plain import NORM, PlainSGD, adapted_of, assert_adapted, classify, moved, soft, weights_of
 from tta.methods import ROID, BNAdapt
-from tta.methods.augment import augment
+from tta.methods.common.augment import augment
 
 sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 

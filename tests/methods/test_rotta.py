@@ -29,8 +29,8 @@ from helpers.plain import (
     weights_of,
 )
 from tta.methods import RoTTA, Source
-from tta.methods.augment import augment
-from tta.methods.memory import Memory
+from tta.methods.common.augment import augment
+from tta.methods.common.cstu import Memory
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

@@ -29,9 +29,9 @@ from helpers.plain import (
     moved,
     weights_of,
 )
-from tta.backbones import Backbone
 from tta.methods import SAR
-from tta.methods.parameters import NORM_BUT_LAST
+from tta.methods.common.parameters import NORM_BUT_LAST
+from tta.models import Backbone
 from tta.objectives import EM, AdaDEM, Objective
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)

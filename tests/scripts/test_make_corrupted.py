@@ -14,9 +14,9 @@ from helpers.errors import raises_naming
 from helpers.scripts import load_script
 from tta.corruptions import corrupt
 from tta.streams import Scenario
-from tta.streams.cifar import cifar_c
-from tta.streams.corrupted import corrupted
-from tta.streams.imagenet import imagenet_c
+from tta.streams.datasets.cifar import cifar_c
+from tta.streams.datasets.corrupted import corrupted
+from tta.streams.datasets.imagenet import imagenet_c
 
 script = load_script("make_corrupted")
 PLACES = (0, 500, 999)

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 
 from helpers.errors import assert_names, raises_naming
 from helpers.sweep_files import make_files
-from tta import cli, composed
+from tta import cli
+from tta.config import instantiate
 from tta.search import cli as search_cli
 from tta.search import prepare
 from tta.search.space import Values
@@ -375,7 +376,7 @@ def test_stream__without_labels_is_refused(command: Command, small: list[str], t
     (tmp_path / "unlabelled_stream.py").write_text(
         "import torch\n"
         "from tta.streams import Domain, Stream\n"
-        "from tta.streams.base import Loaded\n"
+        "from tta.streams.stream import Loaded\n"
         "def make(batch_size):\n"
         "    load = lambda index: Loaded(torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8), index)\n"
         "    return Stream([Domain('photos', 0, torch.full((60,), -1), load)], 10, batch_size)\n"
@@ -414,7 +415,7 @@ def test_prepare__model_and_images_are_loaded_once(
 ) -> None:
     made: list[str] = []
     read_before: list[int] = []
-    make_part, read, take = composed.make_part, ArrayImages.__call__, Study.take
+    make_part, read, take = instantiate.make_part, ArrayImages.__call__, Study.take
 
     def noted(config: Any, group: str, kind: type, **kwargs: Any) -> Any:
         made.append(config[group]._target_)
@@ -432,7 +433,7 @@ def test_prepare__model_and_images_are_loaded_once(
     monkeypatch.setattr(ArrayImages, "__call__", noted_read)
     monkeypatch.setattr(Study, "take", noted_take)
     command(*alone, "search.trials=4")
-    assert made.count("tta.backbones.timm_backbone") == 1
+    assert made.count("tta.models.timm_backbone") == 1
     assert made.count("tta.methods.Tent") == 5  # one more to learn what data it needs
     assert read_before[0] < read_before[1] == read_before[-1]
 

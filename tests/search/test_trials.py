@@ -14,7 +14,7 @@ from tta.methods import Method, Tent
 from tta.objectives import EM
 from tta.search.trials import UNLABELLED, Evaluation, GivenUp, JudgedStream
 from tta.streams import Domain, Scenario, Stream
-from tta.streams.base import Loaded
+from tta.streams.stream import Loaded
 
 SHARE = Scenario(part="share", share=0.3, share_seed=1)
 SCENARIOS: dict[str, dict[str, Any]] = {

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from helpers.errors import assert_names
 from helpers.small_tree import WNIDS, N, caches, make, read, same, write
-from tta.runs import fingerprint
+from tta.runs.directory import fingerprint
 from tta.streams import Batch, Scenario
 from tta.streams import cache as module
-from tta.streams import corrupted as corrupted_module
 from tta.streams.arrays import ArrayImages
-from tta.streams.batch import Loaded
-from tta.streams.corrupted import corrupted
+from tta.streams.datasets import corrupted as corrupted_module
+from tta.streams.datasets.corrupted import corrupted
 from tta.streams.files import FileImages
+from tta.streams.types import Loaded
 
 
 def alike(ours: list[Batch], theirs: list[Batch]) -> None:

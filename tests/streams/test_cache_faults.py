@@ -27,8 +27,8 @@ from helpers.small_tree import WNIDS, N, caches, make, read, same
 from tta.streams import Domain, Stream
 from tta.streams import cache as module
 from tta.streams import files as files_module
-from tta.streams.batch import Loaded
 from tta.streams.files import FileImages
+from tta.streams.types import Loaded
 
 
 def truncate(cache: Path) -> None:
@@ -198,7 +198,7 @@ def test_cache__killed_while_made_is_made_anew(small_files: Path, folder: Path) 
     program = f"""
 import os, signal
 from tta.streams import files
-from tta.streams.imagenet import imagenet_c
+from tta.streams.datasets.imagenet import imagenet_c
 
 read, asked = files.read_rgb, []
 

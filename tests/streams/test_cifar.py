@@ -19,8 +19,8 @@ from tta.data.catalogue import DataSet, File, Part
 from tta.data.layouts import Arrays
 from tta.streams import Scenario, Stream
 from tta.streams.arrays import ArrayImages
-from tta.streams.choices import choose_corruptions
-from tta.streams.cifar import cifar_c
+from tta.streams.datasets.cifar import cifar_c
+from tta.streams.options import choose_corruptions
 
 N = 4
 FILE_ORDER = Scenario(order="file")

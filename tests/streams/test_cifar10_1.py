@@ -15,7 +15,7 @@ from tta.data import catalogue
 from tta.data.catalogue import DataSet, File, Part
 from tta.data.layouts import CIFAR10_1, Arrays
 from tta.streams import Scenario
-from tta.streams.cifar import cifar10_1
+from tta.streams.datasets.cifar import cifar10_1
 
 LABELS = np.array([3, 0, 9, 9, 1], dtype=np.int32)  # the official labels are int32
 

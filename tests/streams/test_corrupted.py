@@ -12,11 +12,11 @@ from PIL import Image
 
 from helpers.errors import raises_naming
 from tta.corruptions import corrupt
-from tta.runs import fingerprint
+from tta.runs.directory import fingerprint
 from tta.streams import Batch, Scenario, Stream
-from tta.streams import corrupted as module
-from tta.streams.corrupted import corrupted
-from tta.streams.natural import clean
+from tta.streams.datasets import corrupted as module
+from tta.streams.datasets.corrupted import corrupted
+from tta.streams.datasets.imagenet_variants import clean
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 10

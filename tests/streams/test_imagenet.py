@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from helpers.errors import assert_names, raises_naming
-from tta.backbones import timm_backbone
 from tta.data.layouts import CORRUPTIONS_3D
+from tta.models import timm_backbone
 from tta.streams import Batch, Scenario, Stream
+from tta.streams.datasets.imagenet import imagenet_c
 from tta.streams.files import FileImages
-from tta.streams.imagenet import imagenet_c
 
 PLACES = (0, 1, 500, 999)  # of the classes in the small tree, among the 1 000
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from helpers.compositions import composed
 from helpers.errors import raises_naming
 from tta.cli import CONFIGS
-from tta.runs import NEUTRAL
+from tta.runs.directory import NEUTRAL
 from tta.streams import Scenario
 from tta.streams.scenario import MOST_SLOTS, split
 

@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 
 from helpers.errors import raises_naming
-from tta.backbones import import_robustbench
 from tta.corruptions import corrupt
-from tta.streams import Scenario, Stream, listing
-from tta.streams.classes import imagenet_classes, part_classes
-from tta.streams.corrupted import corrupted
-from tta.streams.imagenet import imagenet_c
-from tta.streams.labelled import open_labelled
-from tta.streams.listing import read_subset
-from tta.streams.natural import clean
+from tta.models import import_robustbench
+from tta.streams import Scenario, Stream
+from tta.streams.datasets import image_folder as listing
+from tta.streams.datasets.corrupted import corrupted
+from tta.streams.datasets.image_folder import read_subset
+from tta.streams.datasets.imagenet import imagenet_c
+from tta.streams.datasets.imagenet_variants import clean
+from tta.streams.datasets.labelled_dataset import open_labelled
+from tta.streams.label_spaces import imagenet_classes, part_classes
 
 WNIDS = list(imagenet_classes())
 CHOSEN = [(WNIDS[7], "b"), (WNIDS[2], "a"), (WNIDS[7], "a")]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from helpers.errors import raises_naming
 from helpers.numbered_images import Numbered, domain, stream
-from tta import demo
 from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
 from tta.streams.arrays import ArrayImages
-from tta.streams.base import place_of
-from tta.streams.choices import choose_severities
+from tta.streams.datasets import demo
+from tta.streams.options import choose_severities
+from tta.streams.stream import place_of
 
 MIXED = Scenario(reset="never", mix=True)
 SEQUENCE = [1, 2, 3, 4, 5, 4, 3, 2, 1]

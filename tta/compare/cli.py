@@ -12,7 +12,7 @@ from tta.compare.published import read_published
 from tta.compare.reading import Found, find
 from tta.compare.rows import Table, named, tables, told_apart
 from tta.compare.significance import TESTS
-from tta.paths import atomic_file
+from tta.utils.paths import atomic_file
 
 if TYPE_CHECKING:
     from tta.compare.drawn import Figure

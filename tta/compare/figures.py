@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tta.compare.drawn import DASHES, Figure, Series
-from tta.paths import atomic_file
+from tta.utils.paths import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

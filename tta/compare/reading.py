@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tta.runs import determinants
+from tta.runs.directory import determinants
 
 FIRST_FILES = ("summary.json", "batches.csv", "config.yaml")
 """A folder with one of them is a run's; without the first it is unfinished."""

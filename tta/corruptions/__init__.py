@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tta.checks import whole_number
 from tta.corruptions import blur, digital, noise, weather
 from tta.corruptions.constants import SCALES, Constants
 from tta.corruptions.rng import Draw, make_key
 from tta.corruptions.spatter import spatter
+from tta.utils.validation import whole_number
 
 __all__ = ["BENCHMARK", "CORRUPTIONS", "SCALES", "choose_scale", "corrupt", "recipe_digest"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import requests
 import urllib3
 
-from tta.checks import is_web_page
 from tta.data.catalogue import File
 from tta.data.progress import Moved, bar, in_bytes
-from tta.paths import atomic_file
+from tta.utils.paths import atomic_file
 from tta.utils.urls import redact
+from tta.utils.validation import is_web_page
 
 CHUNK = 1 << 20  # bytes that are read at a time; what a killed process loses
 PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new attempt; after the last, it is given up

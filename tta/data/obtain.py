@@ -14,7 +14,7 @@ from tta.data.catalogue import File, Part, find
 from tta.data.download import Download, check_md5, part_path
 from tta.data.progress import in_bytes
 from tta.data.unpack import UnusableError, unpack
-from tta.paths import alone
+from tta.utils.paths import alone
 from tta.utils.urls import redact
 
 Say = Callable[[str], None]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from tta.checks import PartError, whole_number
-from tta.devices import bears_channels_last
-from tta.methods.batchnorm import drop_running_statistics, in_company
-from tta.methods.state import Restorable
+from tta.methods.common.batch_norm import drop_running_statistics, in_company
+from tta.methods.common.resettable import Restorable
+from tta.utils.devices import bears_channels_last
+from tta.utils.validation import PartError, whole_number
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tta.checks import number
 from tta.methods.base import Method
-from tta.methods.batchnorm import MixedBatchNorm, mix_statistics
+from tta.methods.common.batch_norm import MixedBatchNorm, mix_statistics
+from tta.utils.validation import number
 
 
 class BNAlpha(Method):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tta.methods.base import Method
-from tta.methods.batchnorm import follow_batches, mix_statistics
+from tta.methods.common.batch_norm import follow_batches, mix_statistics
 
 
 class BNEma(Method):

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tta.checks import number, whole_number
-from tta.methods.augment import augment
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.consistency import consistency
-from tta.methods.parameters import ParameterChoice
-from tta.methods.updates import average_
+from tta.methods.common.augment import augment
+from tta.methods.common.consistency import consistency
+from tta.methods.common.ema import average_
+from tta.methods.common.parameters import ParameterChoice
+from tta.utils.validation import number, whole_number
 
 WEIGHTS_AND_BIASES = ParameterChoice("all", include=("*weight", "*bias"))
 """All that the official code trains: not the tokens and position embeddings of a ViT."""

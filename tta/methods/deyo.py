@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tta.checks import number, whole_number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.batchnorm import in_company
-from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
-from tta.methods.predictions import probabilities
-from tta.methods.updates import selected_mean
+from tta.methods.common.batch_norm import in_company
+from tta.methods.common.ema import selected_mean
+from tta.methods.common.losses import probabilities
+from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.objectives import EM, Objective, copy_of
+from tta.utils.validation import number, whole_number
 
 DESTRUCTIONS = ("patch", "pixel", "occlusion")
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta.checks import number
 from tta.methods.base import OptimizerFactory
+from tta.methods.common.fisher import fisher_information
 from tta.methods.eta import ETA
-from tta.methods.fisher import fisher_information
 from tta.objectives import Objective
-from tta.streams.clean import CleanImages
+from tta.streams.datasets.source_images import CleanImages
+from tta.utils.validation import number
 
 
 class EATA(ETA):

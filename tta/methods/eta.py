@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.methods.predictions import probabilities
-from tta.methods.updates import selected_mean
+from tta.methods.common.ema import selected_mean
+from tta.methods.common.losses import probabilities
+from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import EM, Objective, copy_of
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tta.checks import whole_number
 from tta.methods.base import Method, use_batch_statistics
-from tta.methods.features import classifier, logits_and_features
-from tta.methods.predictions import in_full
+from tta.methods.common.features import classifier, logits_and_features
+from tta.methods.common.losses import in_full
+from tta.utils.validation import whole_number
 
 TOLERANCE = 1e-8
 """Relative change of the energy below which the assignments have converged."""

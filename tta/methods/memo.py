@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from tta.checks import number, whole_number
 from tta.methods.base import Method, OptimizerFactory
-from tta.methods.batchnorm import mix_statistics
-from tta.methods.parameters import ALL_PARAMETERS, ParameterChoice
-from tta.methods.predictions import in_full
+from tta.methods.common.batch_norm import mix_statistics
+from tta.methods.common.losses import in_full
+from tta.methods.common.parameters import ALL_PARAMETERS, ParameterChoice
+from tta.utils.validation import number, whole_number
 
 
 class MEMO(Method):

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tta.checks import whole_number
 from tta.methods.base import OptimizerFactory
 from tta.methods.eta import ETA
 from tta.objectives import Objective
+from tta.utils.validation import whole_number
 
 
 class RDumb(ETA):

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from tta.checks import number, whole_number
-from tta.methods.augment import augment
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.batchnorm import in_company
-from tta.methods.consistency import consistency
-from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.methods.predictions import probabilities
-from tta.methods.state import BufferList
-from tta.methods.updates import average_
+from tta.methods.common.augment import augment
+from tta.methods.common.batch_norm import in_company
+from tta.methods.common.consistency import consistency
+from tta.methods.common.ema import average_
+from tta.methods.common.losses import probabilities
+from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
+from tta.methods.common.resettable import BufferList
 from tta.objectives import EM, SLR
+from tta.utils.validation import number, whole_number
 
 MIN_RANGE = 1e-4
 """Diversities (in [0, 1]) or entropies (in nats) of a batch that differ by less are equal.

@@ -7,15 +7,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tta.checks import number, whole_number
-from tta.methods.augment import augment
 from tta.methods.base import Method, OptimizerFactory
-from tta.methods.batchnorm import mix_statistics, running_statistics
-from tta.methods.consistency import consistency
-from tta.methods.memory import Entry, Memory
-from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.methods.updates import average_
+from tta.methods.common.augment import augment
+from tta.methods.common.batch_norm import mix_statistics, running_statistics
+from tta.methods.common.consistency import consistency
+from tta.methods.common.cstu import Entry, Memory
+from tta.methods.common.ema import average_
+from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import EM
+from tta.utils.validation import number, whole_number
 
 
 class RoTTA(Method):

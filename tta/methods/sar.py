@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tta.checks import number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.parameters import NORM_BUT_LAST, ParameterChoice
-from tta.methods.state import BufferList
-from tta.methods.updates import ascended, selected_mean
+from tta.methods.common.ema import ascended, selected_mean
+from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
+from tta.methods.common.resettable import BufferList
 from tta.objectives import EM, Objective, copy_of
+from tta.utils.validation import number
 
 
 class SAR(Method):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tta.checks import whole_number
 from tta.methods.base import Method, use_batch_statistics
-from tta.methods.features import class_vectors, classifier, logits_and_features, of_classes
-from tta.methods.predictions import in_full
+from tta.methods.common.features import class_vectors, classifier, logits_and_features, of_classes
+from tta.methods.common.losses import in_full
 from tta.objectives import EM
+from tta.utils.validation import whole_number
 
 
 class T3A(Method):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tta.checks import whole_number
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.parameters import NORM_PARAMETERS, ParameterChoice
+from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import Objective, copy_of
+from tta.utils.validation import whole_number
 
 
 class Tent(Method):

@@ -16,18 +16,18 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from tta.backbones import Backbone
-from tta.checks import fraction, number, whole_number
 from tta.cli import dotted_keys
-from tta.composed import chosen_options, instantiate, make_part, plain, run_name
-from tta.devices import choose_device, choose_precision, place
-from tta.job import match_classes
+from tta.config.instantiate import chosen_options, instantiate, make_part, plain, run_name
+from tta.experiment import match_classes
 from tta.methods import Method
-from tta.runs import RESULT_FORMAT, determinants
+from tta.models import Backbone
+from tta.runs.directory import RESULT_FORMAT, determinants
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study
 from tta.search.trials import Evaluation
 from tta.streams import Scenario, Stream
+from tta.utils.devices import choose_device, choose_precision, place
+from tta.utils.validation import fraction, number, whole_number
 
 SEARCHED = ("method", "objective", "optimizer")
 """Parts whose numbers can be searched: all others make another stream or another model."""

@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tta.paths import atomic_file
 from tta.search.space import Space, Values
+from tta.utils.paths import atomic_file
 
 if TYPE_CHECKING:
     from tta.search.result import Measured

@@ -18,11 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tta import job
+from tta import experiment
 from tta.cli import CONFIGS
-from tta.composed import chosen_options
-from tta.paths import atomic_file
+from tta.config.instantiate import chosen_options
 from tta.search.report import before, words
+from tta.utils.paths import atomic_file
 
 if TYPE_CHECKING:
     from tta.search.prepare import Search
@@ -218,4 +218,4 @@ def _run(overrides: Sequence[str], folder: Path) -> Path:
         HydraConfig.instance().set_config(config)
         with open_dict(config):
             del config["hydra"]
-        return Path(job.run(config, sys.argv).path)
+        return Path(experiment.run(config, sys.argv).path)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tta.devices import FP32, Precision
 from tta.methods.base import Method, batch_too_small
 from tta.runner import Runner
-from tta.runs import RunDirectory
+from tta.runs.directory import RunDirectory
 from tta.search.space import Values
 from tta.streams import Batch, Planned, Scenario, Stream, Visit
-from tta.streams.base import CPU
+from tta.streams.stream import CPU
+from tta.utils.devices import FP32, Precision
 
 UNLABELLED = "unlabelled"
 """Name of the images that arrive in a trial but have no part in its accuracy."""

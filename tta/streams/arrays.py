@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta.streams.batch import Loaded
+from tta.streams.types import Loaded
 
 
 class ArrayImages:

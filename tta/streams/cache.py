@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tta.data.progress import bar, in_bytes
-from tta.paths import alone, atomic_folder, cache_dir
 from tta.streams.arrays import ArrayImages, CachedImages
-from tta.streams.batch import Domain, Made, Readable
-from tta.streams.reading import as_is
+from tta.streams.loader import as_is
+from tta.streams.types import Domain, Made, Readable
+from tta.utils.paths import alone, atomic_folder, cache_dir
 
 FORMAT = 1
 CHUNK = 64

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tta.streams.batch import Loaded
+from tta.streams.types import Loaded
 
 JPEG = b"\xff\xd8"
 FAST = ("YCbCr", "Gray")

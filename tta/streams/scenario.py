@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta.checks import fraction, number, whole_number
+from tta.utils.validation import fraction, number, whole_number
 
 RESETS = ("domain", "batch", "never")
 ORDERS = ("shuffle", "file", "sorted", "dirichlet", "imbalance")

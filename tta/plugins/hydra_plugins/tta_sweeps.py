@@ -47,7 +47,7 @@ class ReportingSweeper(BasicSweeper):
         Raises:
             SweepError: if not all are done.
         """
-        from tta.sweeps import run_sweep
+        from tta.runs.sweep import run_sweep
 
         with run_sweep(Path(self.config.hydra.sweep.dir), self.launcher.launch) as sweep:
             self.launcher = _Recorded(sweep, Path(self.config.hydra.sweep.dir))

@@ -1,0 +1,89 @@
+"""What Hydra has composed for a job: as plain containers, as parts, and by the names of the options chosen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from tta.utils.validation import PartError
+
+T = TypeVar("T")
+
+
+def plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """Give a node of the configuration as plain containers.
+
+    Args:
+        node: with keys.
+        resolve: put values in the place of interpolations; none may be missing then.
+
+    Raises:
+        MissingMandatoryValue: if one is.
+    """
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve, throw_on_missing=resolve))
+
+
+def instantiate(node: DictConfig, **kwargs: Any) -> Any:
+    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+
+
+def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
+    """Make the part that a group of the configuration describes, which may be of the user's own making.
+
+    Raises:
+        PartError: if it is of another kind, or a module in it was never initialised as one.
+    """
+    node = config[group]
+    part = instantiate(node, **kwargs)
+    if isinstance(part, kind):
+        if (name := next(_not_initialised(part), None)) is not None:
+            raise PartError(f"{group}: {name}.__init__ must begin with super().__init__(...), which it never calls")
+        return part
+    wanted = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
+    if "_target_" not in node:
+        raise PartError(
+            f"{group}: the configuration names no _target_: give the class, or function, that makes a {wanted}"
+        )
+    raise PartError(
+        f"{group}: {node._target_} must make a {wanted}, it gave {type(part).__name__}: return one from a function, or "
+        "subclass it"
+    )
+
+
+def _not_initialised(part: Any) -> Iterator[str]:
+    """Name the classes of modules, in a part, that hold nothing of what ``nn.Module`` is made of."""
+    from torch import nn
+
+    if isinstance(part, nn.Module):
+        if "_modules" in vars(part):
+            for module in part._modules.values():
+                yield from _not_initialised(module)
+        else:
+            yield type(part).__name__
+
+
+def chosen_options() -> dict[str, str]:
+    """The option taken of each group, as in ``{"method": "tent", ...}``."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {group: option for group, option in choices.items() if option and not group.startswith("hydra/")}
+
+
+def run_name(resolved: Mapping[str, Any], subset: str | None) -> str:
+    """Readable part of the directory's name; the fingerprint behind it tells apart what this does not."""
+    choices, method = chosen_options(), resolved["method"]
+    parts = [choices.get(group, "custom") for group in ("stream", "scenario", "model", "method")]
+    if subset is not None:
+        parts[0] += f"-{subset}"
+    if "objective" in method and choices.get("objective") != choices.get("method"):
+        parts.append(choices.get("objective", "custom"))
+    if "optimizer" in method:
+        parts.append(f"lr{method['optimizer']['lr']}")
+    return "_".join([*parts, f"seed{resolved['seed']}"]).replace("/", "-")
