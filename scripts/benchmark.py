@@ -32,7 +32,7 @@ from timing import medians
 
 from tta.cli import CONFIGS
 from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES
-from tta.utils.devices import PRECISIONS, choose_device, describe_device, keep_memory
+from tta.utils.devices import PRECISIONS, choose_device, describe_device, tune_malloc
 from tta.utils.paths import atomic_file
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if device.type == "cpu":
-        keep_memory()  # as the command does
+        tune_malloc()  # as the command does
     if options.what == "objectives":
         lines = objectives(device, options.rounds, [tuple(map(int, shape.split("x"))) for shape in options.shapes])
     elif options.what == "step":

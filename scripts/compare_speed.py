@@ -21,7 +21,7 @@ from tta.config.instantiate import plain
 from tta.corruptions import BENCHMARK
 from tta.recorder import Recorder
 from tta.runs.directory import RunDirectory, fingerprint, provenance
-from tta.streams import Batch, Visit
+from tta.streams import Batch, DomainVisit
 from tta.utils.devices import describe_device
 
 CLASSES, IMAGES, BATCH = 1000, 5000, 64  # of ImageNet-C; images of each corruption
@@ -98,11 +98,13 @@ def _record(directory: RunDirectory) -> dict[str, Any]:
     draws = torch.Generator().manual_seed(0)
     loss = {"loss": torch.ones(()), "used": torch.tensor(BATCH)}
     for number, name in enumerate(BENCHMARK):
-        visits = (Visit(number, name, 5, 1),)
+        visits = (DomainVisit(number, name, 5, 1),)
         recorder.start_domain(visits)
         for index in torch.arange(IMAGES).split(BATCH):
-            labels, member = index % CLASSES, torch.zeros_like(index)
-            batch = Batch(torch.empty(0), labels, visits, member, index, starts_domain=False, reset=False, skipped=())
+            labels, domain_index = index % CLASSES, torch.zeros_like(index)
+            batch = Batch(
+                torch.empty(0), labels, visits, domain_index, index, starts_domain=False, reset=False, skipped=()
+            )
             recorder.add(torch.randn(len(index), CLASSES, generator=draws), batch, loss)
         recorder.end_domain()
     return recorder.summary()

@@ -12,7 +12,7 @@ from timing import medians
 from torch import Tensor, nn
 
 from tta.objectives import AdaDEM
-from tta.utils.devices import place
+from tta.utils.devices import to_device
 
 SMALL, LARGE = SHAPES.values()
 FEW = 8
@@ -46,7 +46,7 @@ def _of_steps(
     for value in values:
         one = dataclasses.replace(shape, **{what: value})
         images = torch.rand(one.batch, 3, one.size, one.size, device=device)
-        backbone: nn.Module = place(one.backbone(), device)
+        backbone: nn.Module = to_device(one.backbone(), device)
         steps: dict[str, Callable[[Tensor], object]] = {
             "forward": torch.no_grad()(backbone),
             "EM": tent(one, device),

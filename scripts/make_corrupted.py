@@ -32,7 +32,7 @@ from tta.corruptions import BENCHMARK, CORRUPTIONS, SCALES, choose_scale, recipe
 from tta.streams.datasets.corrupted import CorruptedImages
 from tta.streams.datasets.labelled_dataset import Labelled, open_labelled
 from tta.utils.paths import atomic_file
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 SEVERITIES = range(1, 6)
 QUALITY = 85
@@ -88,9 +88,9 @@ def main(words: Sequence[str] | None = None) -> None:
     options = _parse(words)
     job = Job(**{name: getattr(options, name) for name in Job.__annotations__})
     try:
-        whole_number("stream.workers", options.workers, 1)
+        check_int("stream.workers", options.workers, 1)
         if job.limit is not None:
-            whole_number("stream.limit", job.limit, 1)
+            check_int("stream.limit", job.limit, 1)
         _claim(job)
         with _processes(options.workers) as run:
             (_write_tree if job.data.paths else _write_arrays)(job, options.corruptions, run)

@@ -15,7 +15,7 @@ import torch
 
 from tta.cli import CONFIGS
 from tta.models import timm_backbone
-from tta.utils.devices import place
+from tta.utils.devices import to_device
 
 FORWARD = "forward"
 
@@ -35,7 +35,7 @@ class Workload:
         torch.set_num_threads(self.threads)
         warnings.filterwarnings("ignore", message=".*random weights")
         torch.manual_seed(0)
-        backbone = place(timm_backbone(self.model, pretrained=False), self.device).eval()
+        backbone = to_device(timm_backbone(self.model, pretrained=False), self.device).eval()
         images = torch.rand(self.batch, 3, self.size, self.size, device=self.device)
         if method == FORWARD:
             return torch.no_grad()(lambda: backbone(images))
@@ -57,13 +57,13 @@ def _peak_here(work: Workload, method: str) -> int:
         torch.cuda.reset_peak_memory_stats(work.device)
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the process begins anew (Linux)
-    before = torch.cuda.memory_allocated(work.device) if on_gpu else resident("VmRSS")
+    before = torch.cuda.memory_allocated(work.device) if on_gpu else device_resident("VmRSS")
     for _ in range(3):
         step()
-    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else resident("VmHWM")) - before
+    return (torch.cuda.max_memory_allocated(work.device) if on_gpu else device_resident("VmHWM")) - before
 
 
-def resident(key: str) -> int:
+def device_resident(key: str) -> int:
     """Bytes of memory that this process holds (VmRSS), or held at most (VmHWM)."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None

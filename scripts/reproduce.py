@@ -71,7 +71,7 @@ def main() -> None:
     overrides = [*options.overrides, *([f"stream.limit={os.environ['LIMIT']}"] if os.environ.get("LIMIT") else [])]
     try:
         parts = [
-            make_part(name, part, overrides, options.runs / name, os.environ)
+            build(name, part, overrides, options.runs / name, os.environ)
             for name, part in study["parts"].items()
             if options.part in (None, name)
         ]
@@ -113,7 +113,7 @@ def _studies() -> dict[str, Any]:
     return plain(studies)
 
 
-def make_part(
+def build(
     name: str, part: Mapping[str, Any], overrides: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> Part:
     """Put together the words of each sweep: the part's, its own, and the user's, a later one instead of an earlier."""

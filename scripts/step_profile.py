@@ -9,7 +9,7 @@ import torch
 from step_speed import Shape, tent
 from torch.profiler import ProfilerActivity, profile
 
-from tta.utils.devices import choose_precision, place
+from tta.utils.devices import choose_precision, to_device
 
 KINDS = {
     "convolution, backward": ("convolution_backward",),
@@ -47,15 +47,15 @@ def by_kind(function: Callable[[], object], device: torch.device, rounds: int) -
 def rows(shape: Shape, device: torch.device, precision: str, rounds: int) -> list[tuple[str, ...]]:
     """Milliseconds of a frozen forward pass in eval mode and of a step of Tent, and what the step takes more."""
     computes_in = choose_precision(precision, device)
-    backbone, method = place(shape.backbone(), device), tent(shape, device)
+    backbone, method = to_device(shape.backbone(), device), tent(shape, device)
     images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
 
     def forward() -> None:
-        with torch.no_grad(), computes_in.on(device):
+        with torch.no_grad(), computes_in.autocast(device):
             backbone(images)
 
     def step() -> None:
-        with computes_in.on(device):
+        with computes_in.autocast(device):
             method(images)
 
     of_forward, of_step = (by_kind(function, device, rounds) for function in (forward, step))

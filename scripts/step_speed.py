@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from method_speed import resident
+from method_speed import device_resident
 from timing import medians
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,7 +31,7 @@ from tta.runner import Runner
 from tta.runs.directory import RunDirectory
 from tta.streams import Domain, Scenario, Stream
 from tta.streams.arrays import ArrayImages
-from tta.utils.devices import choose_precision, keep_memory, place
+from tta.utils.devices import choose_precision, to_device, tune_malloc
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LR = 1e-3
@@ -151,7 +151,7 @@ def _share_outside(stream: Stream, method: Tent, device: torch.device) -> float:
 def tent(shape: Shape, device: torch.device, objective: Objective | None = None) -> Tent:
     """Make Tent, with EM or another objective."""
     sgd = functools.partial(torch.optim.SGD, lr=LR)
-    return Tent(place(shape.backbone(), device), objective or EM(), sgd).to(device)
+    return Tent(to_device(shape.backbone(), device), objective or EM(), sgd).to(device)
 
 
 class Elsewhere:
@@ -173,14 +173,14 @@ class Elsewhere:
 def _begin(ours: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     if ours:
-        keep_memory()  # as the command does
+        tune_malloc()  # as the command does
 
 
 def _measured(function: Callable[..., float], *arguments: object) -> tuple[float, float]:
     value = function(*arguments)
     if torch.cuda.is_available():
         return value, torch.cuda.max_memory_allocated()
-    return value, resident("VmHWM")
+    return value, device_resident("VmHWM")
 
 
 def runs(
@@ -225,12 +225,12 @@ def matrix_product(device: torch.device, precision: str, n: int = 2048) -> tuple
 
 def steps(shape: Shape, device: torch.device, precision: str, rounds: int) -> dict[str, str]:
     """Tell a step of Tent against a forward pass of the frozen backbone, AdaDEM against EM, and the machine's speed."""
-    computes_in, backbone = choose_precision(precision, device), place(shape.backbone(), device)
+    computes_in, backbone = choose_precision(precision, device), to_device(shape.backbone(), device)
     images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device)
 
     def through(module: nn.Module) -> Callable[[], None]:
         def step() -> None:
-            with computes_in.on(device):
+            with computes_in.autocast(device):
                 module(images)
 
         return step

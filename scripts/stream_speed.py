@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tta.models import Backbone
-from tta.runner import in_unit_range
+from tta.runner import to_unit_float
 from tta.streams import Domain, Scenario, Stream
 from tta.streams.arrays import ArrayImages
 from tta.streams.files import FileImages
@@ -117,6 +117,6 @@ def _ours(stream: Stream, device: torch.device, mean: tuple[float, ...], std: tu
 
     def read() -> None:
         for batch in stream.batches(plan, device):
-            normalized(in_unit_range(batch.images, device))
+            normalized(to_unit_float(batch.images, device))
 
     return read

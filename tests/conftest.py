@@ -18,13 +18,13 @@ from helpers.tiny_data import MD5, TAR
 from tta import cli
 from tta.data import catalogue, download, obtain
 from tta.models import Backbone, timm_backbone
-from tta.utils.devices import keep_memory
+from tta.utils.devices import tune_malloc
 
 # One thread unless told otherwise: with two and other work on the machine, a small model's forward can take a hundred
 # times longer. Processes that tests start inherit the variable.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
-keep_memory()  # as a run does; without it, tests of large batches take a quarter longer
+tune_malloc()  # as a run does; without it, tests of large batches take a quarter longer
 
 # Processes that run tests side by side (pytest-xdist) are told the width of the terminal, which is no test's own.
 for size in ("COLUMNS", "LINES"):

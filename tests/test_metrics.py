@@ -102,14 +102,14 @@ def mixture(domains: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def test_mixture__counts_images_to_their_domains() -> None:
-    logits, labels, member = mixture()
+    logits, labels, domain_index = mixture()
     mixed = DomainMetrics(6, CPU)
     for start in range(0, 200, 32):
         part = slice(start, start + 32)
-        counts = mixed.update(logits[part], labels[part], member[part])
+        counts = mixed.update(logits[part], labels[part], domain_index[part])
         assert int(counts.correct) == int((logits[part].argmax(1) == labels[part]).sum())
     for number in range(3):
-        mine = member == number
+        mine = domain_index == number
         alone = fed(logits[mine], labels[mine])
         assert mixed.images(number) == int(mine.sum())
         assert mixed.compute(number) == pytest.approx(alone.compute(), abs=1e-6)
@@ -117,10 +117,10 @@ def test_mixture__counts_images_to_their_domains() -> None:
 
 
 def test_update__does_not_synchronise() -> None:
-    logits, labels, member = mixture()
+    logits, labels, domain_index = mixture()
     metrics = DomainMetrics(6, CPU)
     with DeviceQuestions() as questions:
-        metrics.update(logits, labels, member)
+        metrics.update(logits, labels, domain_index)
     assert questions.asked == []
 
 

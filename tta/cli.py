@@ -24,10 +24,10 @@ from yaml import YAMLError
 
 from tta.config.instantiate import plain
 from tta.experiment import run
-from tta.runs.lock import TakenError
-from tta.runs.sweep import Outcome, Record, SweepError, attempt
+from tta.runs.lock import RunLockedError
+from tta.runs.sweep import JobStatus, SweepError, SweepState, run_job
 from tta.utils.urls import redact
-from tta.utils.validation import PartError
+from tta.utils.validation import ComponentError
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configurations are inside the package, in a checkout beside it.
@@ -50,9 +50,16 @@ warnings.formatwarning = format_warning
 warnings.filterwarnings("ignore", "\n'hydra/launcher/", UserWarning)
 
 EXPECTED = (
-    HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError, PartError, TakenError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    ValueError,
+    OSError,
+    FloatingPointError,
+    ComponentError,
+    RunLockedError,
     SweepError,
-)  # fmt: skip
+)
 """Errors whose message is all that a user needs."""
 
 
@@ -116,19 +123,19 @@ def _hydra_main(config: DictConfig) -> float:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a launcher's process has not come through main
     hydra_config = HydraConfig.get()
-    record = Record(Path(hydra_config.sweep.dir))
+    record = SweepState(Path(hydra_config.sweep.dir))
     if hydra_config.mode != RunMode.MULTIRUN or not record.path.is_file():
         with past_hydra():
             return run(config, sys.argv).accuracy
 
-    def job() -> Outcome:
+    def job() -> JobStatus:
         try:
             return run(config, record.command)
-        except TakenError as error:
+        except RunLockedError as error:
             print(error)
-            return Outcome("taken", error.owner, str(error.path))
+            return JobStatus("locked", error.owner, str(error.path))
 
-    return attempt(
+    return run_job(
         record, hydra_config.job.num, job, lambda error: error_message(error) if isinstance(error, EXPECTED) else ""
     )
 

@@ -15,13 +15,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tta.config.component_cache import Shared, shared_in
-from tta.config.instantiate import chosen_options, instantiate, make_part, plain, run_name
+from tta.config.component_cache import ComponentCache, cache_for_sweep
+from tta.config.instantiate import build, chosen_options, instantiate, plain, run_name
 from tta.runs.directory import RunDirectory, fingerprint, provenance
-from tta.runs.lock import claim
-from tta.runs.sweep import Outcome
+from tta.runs.lock import run_lock
+from tta.runs.sweep import JobStatus
 from tta.utils.urls import redact
-from tta.utils.validation import number, whole_number, yes_or_no
+from tta.utils.validation import check_bool, check_float, check_int
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def run(config: DictConfig, command: Sequence[str]) -> Outcome:
+def run(config: DictConfig, command: Sequence[str]) -> JobStatus:
     """Run what the configuration says, unless it is finished already.
 
     Args:
@@ -47,27 +47,27 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
         Whether it is ``done`` or ``skipped``, and where.
 
     Raises:
-        TakenError: if another process runs it.
+        RunLockedError: if another process runs it.
     """
     from tta.runner import Runner
-    from tta.utils.devices import choose_device, choose_precision, keep_memory
+    from tta.utils.devices import choose_device, choose_precision, tune_malloc
 
     _check(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     if device.type == "cpu":
-        keep_memory()
+        tune_malloc()
     resolved = plain(config)
     parts = _make(config, resolved, device)
     stream, method = parts.stream, parts.method
     name = run_name(resolved, stream.subset)
-    identity = fingerprint(resolved, parts.backbone.tag, stream.digest, method.data)
+    identity = fingerprint(resolved, parts.backbone.weights_id, stream.digest, method.data_digest)
     path = Path(config.runs_dir).expanduser() / f"{name}-{identity}"
     directory = RunDirectory(path)
-    skipped = Outcome("skipped", "finished before", str(path))
+    skipped = JobStatus("skipped", "finished before", str(path))
     if directory.finished and not config.force:
         print(f"{name}: finished already, see {path} (force=true runs it again)")
-        directory.tidy()
+        directory.remove_leftovers()
         return skipped
     # Everything is made before the directory, so that a run that cannot start leaves nothing behind.
     stream.prepare()
@@ -76,7 +76,7 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
         method, stream, parts.scenario, config.seed, directory, _loggers(config), device, precision, checkpoints
     )
     origin = _origin(parts, device, command, resolved)
-    with claim(path):
+    with run_lock(path):
         if directory.finished and not config.force:
             print(f"{name}: another process has just finished it, see {path}")
             return skipped
@@ -88,11 +88,11 @@ def run(config: DictConfig, command: Sequence[str]) -> Outcome:
 
 def _check(config: DictConfig) -> None:
     """Check the values that go to no part of a run: a part checks its own."""
-    whole_number("seed", config.seed, 0)
+    check_int("seed", config.seed, 0)
     for key in ("compile", "force"):
-        yes_or_no(key, config[key])
+        check_bool(key, config[key])
     if "lr" in config.optimizer:
-        number("optimizer.lr", config.optimizer.lr, 0)
+        check_float("optimizer.lr", config.optimizer.lr, 0)
 
 
 class _Parts(NamedTuple):
@@ -111,21 +111,21 @@ def _make(config: DictConfig, resolved: Mapping[str, Any], device: torch.device)
     from tta.methods import Method
     from tta.models import Backbone
     from tta.streams import Scenario, Stream
-    from tta.utils.devices import place
+    from tta.utils.devices import to_device
 
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    shared, scenario = _shared(), make_part(config, "scenario", Scenario)
-    stream = shared.stream(resolved["stream"], lambda: make_part(config, "stream", Stream))
+    shared, scenario = _shared(), build(config, "scenario", Scenario)
+    stream = shared.stream(resolved["stream"], lambda: build(config, "stream", Stream))
 
     def make() -> Backbone:
-        backbone = make_part(config, "model", Backbone)
+        backbone = build(config, "model", Backbone)
         match_classes(backbone, stream)
-        return place(backbone, device)
+        return to_device(backbone, device)
 
     backbone = shared.backbone(resolved["model"], stream, device, config.seed, make)
     torch.manual_seed(config.seed)  # once more: what the method draws is the same, whether or not parts were made now
-    method = make_part(config, "method", Method, backbone=backbone)  # type: ignore[type-abstract]
+    method = build(config, "method", Method, backbone=backbone)  # type: ignore[type-abstract]
     if config.compile:
         method.compile()
     return _Parts(scenario, stream, backbone, method)
@@ -154,13 +154,13 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
 
     return {
         "choices": chosen_options(),
-        "weights": parts.backbone.tag,
+        "weights": parts.backbone.weights_id,
         "normalization": parts.backbone.normalization,
         "data": parts.stream.digest,
         "subset": parts.stream.subset,
         "classes": parts.backbone.num_classes,
-        "classes_of_the_backbone": parts.backbone.total_classes,
-        "method_data": parts.method.data or None,
+        "classes_of_the_backbone": parts.backbone.num_source_classes,
+        "method_data": parts.method.data_digest or None,
         "reset": parts.scenario.reset,
         "device": describe_device(device),
         "compiled": parts.method.compiled,
@@ -169,14 +169,14 @@ def _origin(parts: _Parts, device: torch.device, command: Sequence[str], resolve
     }
 
 
-def _shared() -> Shared:
+def _shared() -> ComponentCache:
     """Parts that this job shares with others of its sweep in this process; none outside of sweeps."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return Shared()
-    return shared_in(os.path.abspath(HydraConfig.get().sweep.dir))
+        return ComponentCache()
+    return cache_for_sweep(os.path.abspath(HydraConfig.get().sweep.dir))
 
 
-def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
+def _tell(name: str, summary: Mapping[str, Any], path: Path) -> JobStatus:
     """Print what a run came to."""
     visits = summary["domains"]
     domains = len({(visit["domain"], visit["severity"]) for visit in visits})
@@ -188,7 +188,7 @@ def _tell(name: str, summary: Mapping[str, Any], path: Path) -> Outcome:
         f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}"
         f"{summary['images']} images{left_out} in {summary['seconds']:.0f} s -> {path}"
     )
-    return Outcome("done", accuracy, str(path), summary["accuracy"])
+    return JobStatus("done", accuracy, str(path), summary["accuracy"])
 
 
 def _loggers(config: DictConfig) -> list[Logger]:
@@ -211,13 +211,17 @@ def match_classes(backbone: Backbone, stream: Stream) -> None:
     own, part = backbone.num_classes, stream.classes
     if own == stream.num_classes:
         return
-    if part is None or own != part.total:
-        these = f"these classes, or for the {part.total} that they are of" if part is not None else "these classes"
+    if part is None or own != part.num_source_classes:
+        these = (
+            f"these classes, or for the {part.num_source_classes} that they are of"
+            if part is not None
+            else "these classes"
+        )
         raise ValueError(
-            f"the backbone {backbone.tag} has {own} classes, the stream has {stream.num_classes}: "
+            f"the backbone {backbone.weights_id} has {own} classes, the stream has {stream.num_classes}: "
             f"choose a model trained for {these} (model=..., model.checkpoint=...){_more_classes(stream, own)}"
         )
-    backbone.restrict(part.places, part.total)
+    backbone.restrict_classes(part.class_ids, part.num_source_classes)
 
 
 def _more_classes(stream: Stream, own: int) -> str:
@@ -233,7 +237,7 @@ def _more_classes(stream: Stream, own: int) -> str:
 
 def _record(name: str, runner: Runner, origin: dict[str, Any]) -> dict[str, Any]:
     """Run from the first batch, or from the checkpoint, to the summary, which is returned."""
-    done = runner.prepare()
+    done = runner.prepare_resume()
     if done:
         print(f"{name}: goes on after {done} of {runner.images} images", file=sys.stderr)
     directory = runner.directory

@@ -34,20 +34,20 @@ class DomainMetrics:
         self.device = device
         self._kept: dict[str, list[Tensor]] = {}
 
-    def update(self, logits: Tensor, labels: Tensor, member: Tensor | None = None) -> BatchCounts:
+    def update(self, logits: Tensor, labels: Tensor, domain_index: Tensor | None = None) -> BatchCounts:
         """Take in a batch.
 
         Args:
             logits: (N, C).
             labels: (N,).
-            member: (N,), the number of each image's domain; by default 0.
+            domain_index: (N,), the number of each image's domain; by default 0.
         """
         log_p = logits.float().log_softmax(-1)
         p = log_p.exp()
         confidence, predicted = p.max(-1)
         entropy = -(p * log_p).sum(-1)
         correct = predicted == labels
-        images = {"labels": labels, "predicted": predicted, "correct": correct, "member": member}
+        images = {"labels": labels, "predicted": predicted, "correct": correct, "domain_index": domain_index}
         images |= {"confidence": confidence, "entropy": entropy}
         for name, values in images.items():
             if values is not None:
@@ -102,7 +102,7 @@ class DomainMetrics:
     def _of(self, number: int) -> dict[str, Tensor]:
         """What the images of a domain came to."""
         images = self.state()
-        if "member" not in images:
+        if "domain_index" not in images:
             return images if number == 0 else {}
-        mine = images["member"] == number
+        mine = images["domain_index"] == number
         return {name: values[mine] for name, values in images.items()}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tta.utils.validation import PartError, whole_number
+from tta.utils.validation import ComponentError, check_int
 
 # On a CPU, torch's vector_norm takes four times as long as the same sum of absolute values.
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,7 +29,7 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 REWARDS = ("cadf", "entropy")
 
 
-def logits_alone(value: Any) -> Tensor:
+def check_logits(value: Any) -> Tensor:
     """Return ``value``, what a backbone gave, if it is a tensor, else raise ``TypeError`` that says what to do."""
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -52,14 +52,14 @@ class Objective(nn.Module, ABC):
 
         Raises:
             TypeError: for what is no tensor.
-            PartError: if ``loss`` gives something else than a loss for each sample.
+            ComponentError: if ``loss`` gives something else than a loss for each sample.
         """
-        logits = logits_alone(logits)
+        logits = check_logits(logits)
         with torch.autocast(logits.device.type, enabled=False):
             losses = self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         if not isinstance(losses, Tensor) or losses.shape != logits.shape[:-1]:
             got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-            raise PartError(
+            raise ComponentError(
                 f"{type(self).__name__}.loss must return a loss for each sample, {tuple(logits.shape[:-1])} for logits "
                 f"{tuple(logits.shape)}, it returned {got}: leave the mean to who asks for the losses"
             )
@@ -73,7 +73,7 @@ class Objective(nn.Module, ABC):
         """Forget everything learnt from earlier batches."""
 
 
-def copy_of(objective: Objective) -> Objective:
+def clone_objective(objective: Objective) -> Objective:
     """Copy an objective, so that what it learns is one method's own.
 
     Raises:
@@ -193,7 +193,7 @@ class AdaDEM(Objective):
         self.norm = norm
         self.reward = reward
         # Empty until the first logits tell its size.
-        c = 0 if num_classes is None else whole_number("AdaDEM's num_classes", num_classes, 2)
+        c = 0 if num_classes is None else check_int("AdaDEM's num_classes", num_classes, 2)
         self.register_buffer("table", torch.full((c, c), 1 / c) if c else torch.empty(0))
 
     def reset(self) -> None:

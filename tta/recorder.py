@@ -14,14 +14,14 @@ from torch import Tensor
 from tta.loggers import Logger
 from tta.metrics import DomainMetrics
 from tta.runs.directory import RunDirectory
-from tta.streams import Batch, Visit
-from tta.streams.stream import place_of
+from tta.streams import Batch, DomainVisit
+from tta.streams.types import domain_key
 
 READ_EVERY = {"cpu": 1, "cuda": 16}
 """Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""
 
 
-class _Pending(NamedTuple):
+class _UnreadBatch(NamedTuple):
     """A batch whose figures are still on the device: correct, entropy, finite, loss, used."""
 
     n: int
@@ -30,7 +30,7 @@ class _Pending(NamedTuple):
 
 
 @dataclass
-class _Count:
+class _RunningAccuracy:
     """Predictions so far."""
 
     correct: int = 0
@@ -62,20 +62,20 @@ class Recorder:
         self.device = device
         self.domains: list[dict[str, Any]] = []
         self.skipped: list[str] = []
-        self.count = _Count()
+        self.count = _RunningAccuracy()
         self.step = 0
         self.began = self.read_at = time.perf_counter()
-        self.pending: list[_Pending] = []
+        self.pending: list[_UnreadBatch] = []
         self.metrics: DomainMetrics | None = None
 
-    def start_domain(self, visits: Sequence[Visit]) -> None:
+    def start_domain(self, visits: Sequence[DomainVisit]) -> None:
         """Begin a domain, or several that are mixed together; the one before has ended."""
         self.visits = visits
-        self.place = place_of(visits)
+        self.domain_key = domain_key(visits)
         self.metrics = DomainMetrics(self.num_classes, self.device)
-        self.domain_count = _Count()
+        self.domain_count = _RunningAccuracy()
         self.domain_skipped = [0] * len(visits)
-        self.domain_began = time.perf_counter()
+        self.domain_started_at = time.perf_counter()
 
     def skip(self, images: Sequence[tuple[int, str]]) -> None:
         """Count images that could not be read."""
@@ -87,16 +87,16 @@ class Recorder:
         """Take in the predictions of a batch; see ``DomainMetrics.update``."""
         assert self.metrics is not None
         labels = batch.labels.to(self.device, non_blocking=True)
-        member = batch.member.to(self.device, non_blocking=True) if len(self.visits) > 1 else None
-        counts = self.metrics.update(logits, labels, member)
+        domain_index = batch.domain_index.to(self.device, non_blocking=True) if len(self.visits) > 1 else None
+        counts = self.metrics.update(logits, labels, domain_index)
         missing = counts.correct.new_zeros(())
         figures = (*counts, diagnostics.get("loss", missing), diagnostics.get("used", missing))
         stacked = torch.stack([figure.double() for figure in figures])
-        self.pending.append(_Pending(len(labels), stacked, frozenset(diagnostics)))
+        self.pending.append(_UnreadBatch(len(labels), stacked, frozenset(diagnostics)))
         if len(self.pending) >= READ_EVERY[self.device.type]:
-            self.read()
+            self.flush()
 
-    def read(self, check: bool = True) -> None:
+    def flush(self, check: bool = True) -> None:
         """Fetch the pending figures from the device, all at once, and write their rows."""
         pending, self.pending = self.pending, []
         if not pending:
@@ -115,8 +115,8 @@ class Recorder:
         """Write what the domain came to."""
         if self.metrics is None:
             return
-        self.read()
-        seconds = time.perf_counter() - self.domain_began
+        self.flush()
+        seconds = time.perf_counter() - self.domain_started_at
         for number, visit in enumerate(self.visits):
             self._write_domain(number, visit, seconds)
         self.directory.flush()
@@ -139,22 +139,22 @@ class Recorder:
                 "metrics": self.metrics.state(),
                 "count": (self.domain_count.correct, self.domain_count.n),
                 "skipped": self.domain_skipped,
-                "seconds": now - self.domain_began,
+                "seconds": now - self.domain_started_at,
             }
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` gave; the time in between does not count."""
         self.domains, self.skipped, self.step = state["domains"], state["skipped"], state["step"]
-        self.count = _Count(*state["count"])
+        self.count = _RunningAccuracy(*state["count"])
         self.began -= state["seconds"]
         if (domain := state["domain"]) is not None:
-            self.start_domain([Visit(*visit) for visit in domain["visits"]])
+            self.start_domain([DomainVisit(*visit) for visit in domain["visits"]])
             assert self.metrics is not None
             self.metrics.load_state(domain["metrics"])
-            self.domain_count = _Count(*domain["count"])
+            self.domain_count = _RunningAccuracy(*domain["count"])
             self.domain_skipped = domain["skipped"]
-            self.domain_began -= domain["seconds"]
+            self.domain_started_at -= domain["seconds"]
 
     def summary(self) -> dict[str, Any]:
         """Figures of the whole run."""
@@ -167,11 +167,11 @@ class Recorder:
             "domains": self.domains,
         }
 
-    def _write_domain(self, number: int, visit: Visit, seconds: float) -> None:
+    def _write_domain(self, number: int, visit: DomainVisit, seconds: float) -> None:
         assert self.metrics is not None
         if not self.metrics.images(number):
             raise ValueError(f"no image of {visit.domain} could be read: see stream.root")
-        place, figures = place_of([visit]), self.metrics.compute(number)
+        place, figures = domain_key([visit]), self.metrics.compute(number)
         share = figures["n"] / self.domain_count.n  # of the time of what was mixed together
         row = {**place, **figures, "skipped": self.domain_skipped[number], "seconds": share * seconds}
         self.domains.append(row)
@@ -186,7 +186,7 @@ class Recorder:
         correct, entropy, _, loss, used = figures
         row = {
             "step": self.step,
-            **self.place,
+            **self.domain_key,
             "n": n,
             "batch_accuracy": correct / n,
             "domain_accuracy": self.domain_count.add(int(correct), n),
@@ -206,7 +206,7 @@ class Recorder:
         if not (finite and math.isfinite(loss)):
             raise FloatingPointError(
                 f"{'the loss' if finite else 'a logit'} is not finite at step {self.step - 1} "
-                f"({_words(self.place)}): the adaptation diverged, or the weights "
+                f"({_words(self.domain_key)}): the adaptation diverged, or the weights "
                 "are broken. Try a smaller optimizer.lr; with precision=bf16 or fp16 try fp32"
             )
 

@@ -27,7 +27,7 @@ class Runner:
         stream: what arrives.
         scenario: in which order, and when the method is reset.
         seed: of the order.
-        directory: entered after ``prepare`` and before ``run`` is called.
+        directory: entered after ``prepare_resume`` and before ``run`` is called.
         loggers: are told of every row after it is in the directory; started before ``run`` is called.
         device: where the method is.
         precision: that it computes in.
@@ -69,13 +69,13 @@ class Runner:
             FloatingPointError: at a loss or logit that is not finite.
         """
         recorder = Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
-        first = self._continue(recorder)
+        first = self._restore(recorder)
         try:
             batches = self.stream.batches(self._plan[first:], self.device)
             for number, batch in enumerate(batches, first):
                 if batch.starts_domain:
                     recorder.end_domain()
-                if self.checkpoints and number > first and self.checkpoints.due(number, batch.starts_domain):
+                if self.checkpoints and number > first and self.checkpoints.is_due(number, batch.starts_domain):
                     self._save(self.checkpoints, number, recorder)
                 if batch.starts_domain:
                     recorder.start_domain(batch.visits)
@@ -87,16 +87,16 @@ class Runner:
             recorder.end_domain()
         finally:
             # Rows whose figures can still be had are kept, also when the run is interrupted.
-            recorder.read(check=False)
+            recorder.flush(check=False)
         return recorder.summary()
 
-    def prepare(self) -> int:
+    def prepare_resume(self) -> int:
         """Have the directory keep the rows that the checkpoint knows; return how many images they are of."""
         state = self.checkpoints.state if self.checkpoints else None
-        self.directory.kept = state and state["files"]
+        self.directory.resume_sizes = state and state["files"]
         return state["recorder"]["count"][1] if state else 0
 
-    def _continue(self, recorder: Recorder) -> int:
+    def _restore(self, recorder: Recorder) -> int:
         """Go to where the checkpoint is, if there is one; return the number of the batch that comes next."""
         state = self.checkpoints.state if self.checkpoints else None
         if state is None:
@@ -107,7 +107,7 @@ class Runner:
         return state["batch"]
 
     def _save(self, checkpoints: Checkpoints, number: int, recorder: Recorder) -> None:
-        recorder.read()
+        recorder.flush()
         state = {
             "batch": number,
             "method": method_state(self.method),
@@ -119,11 +119,11 @@ class Runner:
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the method's logits (N, C) for uint8 images (N, 3, H, W); the method adapts to them."""
-        with self.precision.on(self.device):
-            return self.method(in_unit_range(images, self.device))
+        with self.precision.autocast(self.device):
+            return self.method(to_unit_float(images, self.device))
 
 
-def in_unit_range(images: Tensor, device: torch.device) -> Tensor:
+def to_unit_float(images: Tensor, device: torch.device) -> Tensor:
     """Bring uint8 images to a device and turn them into floats in [0, 1]."""
     # They cross as bytes, a quarter of their size as floats.
     return images.to(device, non_blocking=True).float().div_(255)

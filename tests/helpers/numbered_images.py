@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tta.streams import Domain, Stream
-from tta.streams.stream import Loaded
+from tta.streams.types import LoadedImages
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Numbered:
     stop: bool = False
     shift: int = 0
 
-    def __call__(self, index: torch.Tensor) -> Loaded:
+    def __call__(self, index: torch.Tensor) -> LoadedImages:
         kept = [k for k, i in enumerate(index.tolist()) if i not in self.broken]
         skipped = tuple(str(i) for i in index.tolist() if i in self.broken)
         if skipped and self.stop:
             raise ValueError(f"image {skipped[0]} is broken")
         images = (index[kept] + self.shift).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-        return Loaded(images, torch.tensor(kept, dtype=torch.int64), skipped)
+        return LoadedImages(images, torch.tensor(kept, dtype=torch.int64), skipped)
 
 
 def domain(name: str = "fog", n: int = 23, severity: int = 5, load: Numbered | None = None) -> Domain:

@@ -16,8 +16,8 @@ from torch import Tensor
 from helpers.backbones import CLASSES, small_net
 from tta.methods import Method, Tent
 from tta.models import Backbone
-from tta.streams import Domain, Loaded, Stream
-from tta.streams.label_spaces import Part
+from tta.streams import Domain, LoadedImages, Stream
+from tta.streams.label_spaces import ClassSubset
 
 NAMES = ("fog", "snow", "frost")
 SHIFT = 30  # between the pixels of two domains
@@ -82,22 +82,24 @@ def stream(batch_size: int, images: int, domains: int, broken: int, labels: int,
     """
     WATCH.made["stream"] += 1
 
-    def load(number: int, index: Tensor) -> Loaded:
+    def load(number: int, index: Tensor) -> LoadedImages:
         (kept,) = torch.where(index % broken > 0) if broken else (torch.arange(len(index)),)
         pixels = (index[kept] + SHIFT * number).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
-        return Loaded(pixels, kept, tuple(f"{NAMES[number]} {i}" for i in index.tolist() if broken and i % broken == 0))
+        return LoadedImages(
+            pixels, kept, tuple(f"{NAMES[number]} {i}" for i in index.tolist() if broken and i % broken == 0)
+        )
 
     classes = 3 if part else CLASSES
     truth = labels * torch.arange(images) % classes
     made = [Domain(name, 5, truth, partial(load, number)) for number, name in enumerate(NAMES[:domains])]
-    return Stream(made, classes, batch_size, classes=Part(torch.tensor([4, 0, 2]), CLASSES) if part else None)
+    return Stream(made, classes, batch_size, classes=ClassSubset(torch.tensor([4, 0, 2]), CLASSES) if part else None)
 
 
 def network() -> Backbone:
     """A small network with BatchNorm, whose weights are always the same."""
     WATCH.made["network"] += 1
     backbone = Backbone(small_net("batch"), CLASSES, None, None, "small")
-    backbone.seeded = False
+    backbone.has_random_weights = False
     return backbone
 
 

@@ -46,7 +46,7 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
     """Whether batches have the same content, and lie in memory in the same way."""
     assert len(ours) == len(theirs)
     return all(
-        all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("images", "labels", "member", "index"))
+        all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("images", "labels", "domain_index", "index"))
         and a.images.stride() == b.images.stride()
         and (a.visits, a.starts_domain, a.reset, a.skipped) == (b.visits, b.starts_domain, b.reset, b.skipped)
         for a, b in zip(ours, theirs, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tta.methods.common.ema import average_, selected_mean
+from tta.methods.common.ema import ema_update_, selected_mean
 
 
 def test_selected_mean__ignores_infinity_elsewhere() -> None:
@@ -24,6 +24,6 @@ def test_selected_mean__of_nothing_is_zero() -> None:
 
 def test_average__moves_by_its_share() -> None:
     average, new = [torch.zeros(2), torch.ones(1)], [torch.ones(2), torch.full((1,), 3.0)]
-    average_(average, new, 0.25)
+    ema_update_(average, new, 0.25)
     assert average[0].tolist() == [0.25, 0.25]
     assert average[1].item() == 1.5

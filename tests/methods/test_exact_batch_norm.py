@@ -13,8 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from helpers.plain import moments
-from tta.methods.common.batch_norm import drop_running_statistics
-from tta.methods.common.exact_batch_norm import CurrentBatchNorm, batch_norm, statistics_by_column
+from tta.methods.common.batch_norm import use_batch_stats
+from tta.methods.common.exact_batch_norm import BatchStatsNorm, batch_norm, statistics_by_column
 
 
 def some(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -99,7 +99,7 @@ def test_batch_norm__other_types_are_torchs_own(dtype: torch.dtype) -> None:
 def test_drop__timms_activation_is_applied() -> None:
     layer = BatchNormAct2d(4, act_layer=nn.ReLU).eval()
     net = nn.Sequential(copy.deepcopy(layer))
-    assert drop_running_statistics(net)
+    assert use_batch_stats(net)
     x = some((8, 4, 50, 50))
     torch.testing.assert_close(net(x), layer.train()(x.contiguous()))
 
@@ -107,8 +107,8 @@ def test_drop__timms_activation_is_applied() -> None:
 def test_drop__a_layer_in_two_places_stays_one() -> None:
     layer = nn.BatchNorm2d(4)
     net = nn.Sequential(layer, nn.ReLU(), layer)
-    assert drop_running_statistics(net)
-    assert isinstance(net[0], CurrentBatchNorm)
+    assert use_batch_stats(net)
+    assert isinstance(net[0], BatchStatsNorm)
     assert net[0] is net[2]
 
 
@@ -118,7 +118,7 @@ def test_drop__own_layers_go_on_by_themselves() -> None:
             return 2 * super().forward(x)
 
     net = nn.Sequential(Doubling(4)).eval()
-    assert drop_running_statistics(net)
+    assert use_batch_stats(net)
     x = some((8, 4, 5, 5))
     torch.testing.assert_close(net(x), 2 * nn.functional.batch_norm(x, None, None, training=True))
 
@@ -128,7 +128,7 @@ def test_batch_norm__a_networks_logits_are_exact() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = timm.create_model("efficientnet_lite0", num_classes=50).eval()
-    drop_running_statistics(net)
+    use_batch_stats(net)
     images = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = copy.deepcopy(net).double()(images.double())

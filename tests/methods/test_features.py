@@ -45,7 +45,7 @@ def test_features__are_what_ones_own_classifier_sees() -> None:
 
 def test_features__of_a_wrapped_network() -> None:
     net, images = net_and_images("resnet10t")
-    wrapped = Backbone(net, CLASSES, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), tag="resnet10t").eval()
+    wrapped = Backbone(net, CLASSES, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), weights_id="resnet10t").eval()
     assert classifier(wrapped) is net.fc
     assert_the_last_layer_makes_the_logits(wrapped, images)
 

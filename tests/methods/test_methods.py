@@ -15,7 +15,7 @@ from helpers.errors import raises_naming
 from helpers.plain import adapted_of, classify, forward, mixed, running_of, weights_of
 from tta.methods import ETA, SAR, BNAdapt, DeYO, ParameterChoice, Source, Tent
 from tta.objectives import EM, AdaDEM, Objective
-from tta.utils.validation import PartError
+from tta.utils.validation import ComponentError
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -156,5 +156,5 @@ def test_tent__loss_without_a_gradient() -> None:
         def loss(self, z: Tensor) -> Tensor:
             return z.detach().sum(-1)
 
-    with raises_naming(PartError, "Tent", "detach"):
+    with raises_naming(ComponentError, "Tent", "detach"):
         Tent(small_net("batch"), Detached(), sgd)(some_images())

@@ -29,7 +29,7 @@ def backbone(net: nn.Module, classes: int) -> Backbone:
 
 def restricted(kind: str = "batch") -> Backbone:
     made = backbone(small_net(kind), CLASSES)
-    made.restrict(PART, CLASSES)
+    made.restrict_classes(PART, CLASSES)
     return made
 
 
@@ -80,7 +80,7 @@ def test_part__is_learnt_from_alone() -> None:
 def test_part__logits_features_and_class_vectors() -> None:
     whole, part, images = backbone(small_net("layer"), CLASSES).eval(), restricted("layer").eval(), varied_images()
     assert torch.equal(part(images), whole(images)[:, PART])
-    assert (part.num_classes, part.total_classes, whole.num_classes) == (3, CLASSES, CLASSES)
+    assert (part.num_classes, part.num_source_classes, whole.num_classes) == (3, CLASSES, CLASSES)
     logits, features = logits_and_features(part, images)
     assert torch.equal(logits, part(images))
     assert torch.equal(features, logits_and_features(whole, images)[1])
@@ -89,15 +89,15 @@ def test_part__logits_features_and_class_vectors() -> None:
 
 def test_part__of_other_classes_is_refused() -> None:
     with raises_naming(ValueError, "net", CLASSES, 1000):
-        backbone(small_net("layer"), CLASSES).restrict(PART, 1000)
+        backbone(small_net("layer"), CLASSES).restrict_classes(PART, 1000)
     with raises_naming(ValueError, "net", 3, CLASSES):
-        restricted().restrict(PART, CLASSES)
+        restricted().restrict_classes(PART, CLASSES)
 
 
 def test_part__last_linear_layer_must_be_classifier() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.LayerNorm(7), nn.Softmax(-1))
     made = backbone(net, CLASSES)
-    made.restrict(PART, CLASSES)
+    made.restrict_classes(PART, CLASSES)
     with raises_naming(ValueError, 7, CLASSES):
         logits_and_features(made, varied_images())
 

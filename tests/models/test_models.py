@@ -143,14 +143,14 @@ def test_checkpoint__is_found_in_the_home(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_checkpoint__is_tagged_by_its_content(tmp_path: Path, checkpoint: str) -> None:
-    before = timm_backbone(SMALL, checkpoint=checkpoint).tag
+    before = timm_backbone(SMALL, checkpoint=checkpoint).weights_id
     assert before == f"{SMALL}@sha256:{hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]}"
     copied = shutil.copy(checkpoint, tmp_path / "copy.safetensors")
-    assert timm_backbone(SMALL, checkpoint=str(copied)).tag == before
+    assert timm_backbone(SMALL, checkpoint=str(copied)).weights_id == before
     state = load_file(checkpoint)
     next(value for value in state.values() if value.is_floating_point()).flatten()[0] += 1e-3
     save_file(state, checkpoint)
-    assert timm_backbone(SMALL, checkpoint=checkpoint).tag != before
+    assert timm_backbone(SMALL, checkpoint=checkpoint).weights_id != before
 
 
 def test_checkpoint__must_exist() -> None:
@@ -293,23 +293,23 @@ def test_timm_name__rejects_unknown_keywords(checkpoint: str) -> None:
 def test_timm_name__warns_of_random_weights() -> None:
     with pytest.warns(UserWarning, match=r"test_efficientnet.*model\.pretrained=false"):
         backbone = timm_backbone(SMALL, pretrained=False, num_classes=4)
-    assert backbone.tag == f"{SMALL}@random"
+    assert backbone.weights_id == f"{SMALL}@random"
     assert backbone.num_classes == 4
 
 
 def test_timm_name__is_tagged_with_its_weights(hub: Path) -> None:
     put_in_hub(hub, f"timm/{SMALL}.r160_in1k", timm_net(1000))
     backbone = timm_backbone(SMALL, **NO_NORMALIZATION)
-    assert backbone.tag == f"{SMALL}.r160_in1k"
+    assert backbone.weights_id == f"{SMALL}.r160_in1k"
     torch.testing.assert_close(backbone.eval()(IMAGES), timm_net(1000)(IMAGES))
-    assert timm_backbone(f"{SMALL}.r160_in1k").tag == f"{SMALL}.r160_in1k"
+    assert timm_backbone(f"{SMALL}.r160_in1k").weights_id == f"{SMALL}.r160_in1k"
 
 
 def test_timm_name__warns_of_a_random_classifier(hub: Path) -> None:
     put_in_hub(hub, f"timm/{SMALL}.r160_in1k", timm_net(1000))
     with pytest.warns(UserWarning, match=r"model\.num_classes=10.* 1000 "):
         backbone = timm_backbone(SMALL, num_classes=10)
-    assert backbone.tag == f"{SMALL}.r160_in1k@random-classifier"
+    assert backbone.weights_id == f"{SMALL}.r160_in1k@random-classifier"
 
 
 def test_timm_name__weights_must_fit_the_keywords(hub: Path) -> None:
@@ -331,7 +331,7 @@ def test_hub__without_a_connection(name: str, stem: str | None) -> None:
 def test_hub__takes_weights_of_another_stem(hub: Path, scheme: str) -> None:
     put_in_hub(hub, "owner/net", cifar_resnet(), "resnet18")
     backbone = timm_backbone(f"{scheme}owner/net", num_classes=10, stem="cifar").eval()
-    assert backbone.tag == f"{scheme}owner/net"
+    assert backbone.weights_id == f"{scheme}owner/net"
     assert backbone.normalization == {"mean": list(MEAN), "std": list(STD)}
     torch.testing.assert_close(backbone(IMAGES), cifar_resnet().eval()(normalised(IMAGES, MEAN, STD)))
 
@@ -380,7 +380,7 @@ def test_robustbench__loads_its_own_file(standard_file: Path, tmp_path: Path) ->
             torch.testing.assert_close(backbone.eval()(IMAGES[:1]), standard(IMAGES[:1]))
         assert backbone.num_classes == 10
         assert backbone.normalization is None
-        assert backbone.tag == "robustbench:cifar10/corruptions/Standard"
+        assert backbone.weights_id == "robustbench:cifar10/corruptions/Standard"
     standard_file.unlink()  # 146 MB
 
 

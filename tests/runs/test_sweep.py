@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn
 from helpers.errors import assert_names, raises_naming
 from helpers.own_parts import WATCH, Watching, own_words
 from helpers.sweep_files import left
-from tta.runs.lock import claim
+from tta.runs.lock import run_lock
 
 Command = Callable[..., Any]
 CALLS = 3  # batches of a run
@@ -152,7 +152,7 @@ def test_sweep__takes_over_what_another_process_leaves(
             other.close()  # that process is killed
 
     monkeypatch.setattr("time.sleep", wait)
-    other.enter_context(claim(run))
+    other.enter_context(run_lock(run))
     capsys.readouterr()
     sweep("seed=0,1")
     assert len(waits) == 3
@@ -168,7 +168,7 @@ def test_run__of_another_process_is_an_error(tta_command: Command, tmp_path: Pat
     tta_command(*arguments)
     (run,) = (tmp_path / "runs").glob("own*")
     before = left(tmp_path / "runs")
-    with claim(run), raises_naming(SystemExit, run.name, os.getpid()):
+    with run_lock(run), raises_naming(SystemExit, run.name, os.getpid()):
         tta_command(*arguments, "force=true")
     assert left(tmp_path / "runs") == before
 

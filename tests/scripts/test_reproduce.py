@@ -28,7 +28,7 @@ PARTS = [(study, name, part) for study, content in STUDIES.items() for name, par
 
 
 def make(name: str, part: dict[str, Any], overrides: list[str], **variables: str) -> Any:
-    return reproduce.make_part(name, part, overrides, Path("runs"), variables)
+    return reproduce.build(name, part, overrides, Path("runs"), variables)
 
 
 def labels(sweep: list[str], rates: bool) -> set[str]:

@@ -376,9 +376,9 @@ def test_stream__without_labels_is_refused(command: Command, small: list[str], t
     (tmp_path / "unlabelled_stream.py").write_text(
         "import torch\n"
         "from tta.streams import Domain, Stream\n"
-        "from tta.streams.stream import Loaded\n"
+        "from tta.streams import LoadedImages\n"
         "def make(batch_size):\n"
-        "    load = lambda index: Loaded(torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8), index)\n"
+        "    load = lambda index: LoadedImages(torch.zeros(len(index), 3, 32, 32, dtype=torch.uint8), index)\n"
         "    return Stream([Domain('photos', 0, torch.full((60,), -1), load)], 10, batch_size)\n"
     )
     words = [word for word in small if not word.startswith("stream")]
@@ -415,11 +415,11 @@ def test_prepare__model_and_images_are_loaded_once(
 ) -> None:
     made: list[str] = []
     read_before: list[int] = []
-    make_part, read, take = instantiate.make_part, ArrayImages.__call__, Study.take
+    build, read, take = instantiate.build, ArrayImages.__call__, Study.take
 
     def noted(config: Any, group: str, kind: type, **kwargs: Any) -> Any:
         made.append(config[group]._target_)
-        return make_part(config, group, kind, **kwargs)
+        return build(config, group, kind, **kwargs)
 
     def noted_read(self: ArrayImages, index: torch.Tensor) -> Any:
         made.append("images")
@@ -429,7 +429,7 @@ def test_prepare__model_and_images_are_loaded_once(
         read_before.append(made.count("images"))
         return take(self)
 
-    monkeypatch.setattr(prepare, "make_part", noted)
+    monkeypatch.setattr(prepare, "build", noted)
     monkeypatch.setattr(ArrayImages, "__call__", noted_read)
     monkeypatch.setattr(Study, "take", noted_take)
     command(*alone, "search.trials=4")

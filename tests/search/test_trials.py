@@ -14,7 +14,7 @@ from tta.methods import Method, Tent
 from tta.objectives import EM
 from tta.search.trials import UNLABELLED, Evaluation, GivenUp, JudgedStream
 from tta.streams import Domain, Scenario, Stream
-from tta.streams.stream import Loaded
+from tta.streams.types import LoadedImages
 
 SHARE = Scenario(part="share", share=0.3, share_seed=1)
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -33,9 +33,9 @@ class Images:
         self.images = torch.randint(0, 256, (50, 3, 4, 4), generator=torch.Generator().manual_seed(number)).byte()
         self.read = 0
 
-    def __call__(self, index: torch.Tensor) -> Loaded:
+    def __call__(self, index: torch.Tensor) -> LoadedImages:
         self.read += 1
-        return Loaded(self.images[index], torch.arange(len(index)))
+        return LoadedImages(self.images[index], torch.arange(len(index)))
 
 
 def stream() -> Stream:
@@ -58,13 +58,13 @@ def plain(scenario: Scenario, values: dict[str, float]) -> float:
     """Accuracy on the share, mean over visits, in a loop of its own."""
     of, adapting = stream(), method(values)
     hits: dict[Any, list[bool]] = {}
-    shares = [set(SHARE.keep(domain.labels).tolist()) for domain in of.domains]
+    shares = [set(SHARE.select(domain.labels).tolist()) for domain in of.domains]
     for batch in of.batches(of.plan(scenario, 3)):
         if batch.reset:
             adapting.reset()
         predictions = adapting(batch.images.float() / 255).argmax(-1)
         for place, index, label, prediction in zip(
-            batch.member.tolist(), batch.index.tolist(), batch.labels.tolist(), predictions.tolist(), strict=True
+            batch.domain_index.tolist(), batch.index.tolist(), batch.labels.tolist(), predictions.tolist(), strict=True
         ):
             visit = batch.visits[place]
             if index in shares[visit.number]:
@@ -105,7 +105,7 @@ def test_trial__no_label_beyond_the_share_matters() -> None:
         evaluate = evaluation(Scenario(), of)
         if of is false:
             for domain in of.domains:
-                share = SHARE.keep(domain.labels)
+                share = SHARE.select(domain.labels)
                 known = domain.labels[share].clone()
                 domain.labels.add_(1).remainder_(5)
                 domain.labels[share] = known
@@ -117,10 +117,12 @@ def test_trial__no_label_beyond_the_share_matters() -> None:
 def test_judged_stream__hides_labels_beyond_the_share() -> None:
     of = stream()
     judged = JudgedStream(of, Scenario(), 3, SHARE)
-    shares = [set(SHARE.keep(domain.labels).tolist()) for domain in of.domains]
+    shares = [set(SHARE.select(domain.labels).tolist()) for domain in of.domains]
     counts = {True: 0, False: 0}
     for batch in judged.batches(judged.plan(Scenario(), 3)):
-        for place, index, label in zip(batch.member.tolist(), batch.index.tolist(), batch.labels.tolist(), strict=True):
+        for place, index, label in zip(
+            batch.domain_index.tolist(), batch.index.tolist(), batch.labels.tolist(), strict=True
+        ):
             visit = batch.visits[place]
             known = visit.domain != UNLABELLED
             assert known == (index in shares[visit.number])

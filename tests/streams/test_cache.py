@@ -22,7 +22,7 @@ from tta.streams.arrays import ArrayImages
 from tta.streams.datasets import corrupted as corrupted_module
 from tta.streams.datasets.corrupted import corrupted
 from tta.streams.files import FileImages
-from tta.streams.types import Loaded
+from tta.streams.types import LoadedImages
 
 
 def alike(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -61,7 +61,7 @@ def test_cache__spares_reading_the_files(small_files: Path, folder: Path, monkey
     asked: list[int] = []
     decode = FileImages.__call__
 
-    def counted(self: FileImages, index: torch.Tensor) -> Loaded:
+    def counted(self: FileImages, index: torch.Tensor) -> LoadedImages:
         asked.extend(index.tolist())
         return decode(self, index)
 
@@ -106,8 +106,8 @@ def test_cache__other_pixels_have_another(folder: Path, tmp_path: Path) -> None:
         corrupted(str(source), "contrast", workers=0, cache=str(folder)).prepare()
         assert len(caches(folder)) == number
     index = torch.arange(N)
-    assert ArrayImages(pixels).content(index) == ArrayImages(pixels.copy()).content(index)
-    names = {ArrayImages(images).content(which) for images in (pixels, other) for which in (index, index.flip(0))}
+    assert ArrayImages(pixels).cache_key(index) == ArrayImages(pixels.copy()).cache_key(index)
+    names = {ArrayImages(images).cache_key(which) for images in (pixels, other) for which in (index, index.flip(0))}
     assert len(names) == 4
 
 

@@ -28,7 +28,7 @@ from tta.streams import Domain, Stream
 from tta.streams import cache as module
 from tta.streams import files as files_module
 from tta.streams.files import FileImages
-from tta.streams.types import Loaded
+from tta.streams.types import LoadedImages
 
 
 def truncate(cache: Path) -> None:
@@ -128,7 +128,7 @@ class Stopping(FileImages):
         self.error = error
         self.calls = 0
 
-    def __call__(self, index: torch.Tensor) -> Loaded:
+    def __call__(self, index: torch.Tensor) -> LoadedImages:
         self.calls += 1
         if self.calls > 1:
             raise self.error
@@ -168,13 +168,13 @@ def test_cache__is_made_once_by_two_at_a_time(small_files: Path, folder: Path, m
     asked: list[int] = []
 
     class Slow(FileImages):
-        def __call__(self, index: torch.Tensor) -> Loaded:
+        def __call__(self, index: torch.Tensor) -> LoadedImages:
             asked.extend(index.tolist())
             begun.set()
             assert go_on.wait(60)
             return super().__call__(index)
 
-    def open_it() -> Loaded:
+    def open_it() -> LoadedImages:
         images = Slow(sorted((small_files / "fog" / "5").glob("*/*")), 32, skip=False)
         domains = [Domain("fog", 5, torch.zeros(N, dtype=torch.int64), images)]
         (cached,) = module.open_cached(domains, [torch.arange(N)], folder, workers=0)

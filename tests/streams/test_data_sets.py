@@ -22,10 +22,10 @@ from helpers.errors import raises_naming
 from tta.compare import main as compare
 from tta.runs.directory import fingerprint
 from tta.streams.datasets.imagenet import imagenet_c
-from tta.streams.label_spaces import imagenet_classes, part_classes
+from tta.streams.label_spaces import imagenet_classes, subset_classes
 
 Command = Callable[..., None]
-R = list(part_classes("imagenet_r"))
+R = list(subset_classes("imagenet_r"))
 PLACES = [imagenet_classes()[wnid] for wnid in R]
 
 

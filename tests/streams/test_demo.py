@@ -85,6 +85,6 @@ def test_demo_backbone__comes_with_the_package() -> None:
     weights = demo_model.WEIGHTS
     assert weights.is_relative_to(Path(demo_model.__file__).parent)
     assert weights.stat().st_size < 1_000_000
-    assert demo_model.backbone().tag.endswith(hashlib.sha256(weights.read_bytes()).hexdigest()[:12])
+    assert demo_model.backbone().weights_id.endswith(hashlib.sha256(weights.read_bytes()).hexdigest()[:12])
     with safe_open(weights, "pt") as file:
         assert {"options", "accuracy", "torch", "date"} <= set(file.metadata())

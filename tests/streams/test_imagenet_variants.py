@@ -19,10 +19,10 @@ from tta.data.layouts import FOLDERS, Images
 from tta.models import timm_backbone
 from tta.streams import Batch, Scenario, Stream
 from tta.streams.datasets.imagenet_variants import TEST_SETS, clean, imagenet_test_set
-from tta.streams.label_spaces import PARTS, imagenet_classes, part_classes
+from tta.streams.label_spaces import PARTS, imagenet_classes, subset_classes
 
 WNIDS = list(imagenet_classes())
-R, A = (list(part_classes(name)) for name in PARTS)
+R, A = (list(subset_classes(name)) for name in PARTS)
 
 
 def image(number: int) -> np.ndarray:
@@ -74,8 +74,8 @@ def test_parts__labels_are_places_in_the_part(tmp_path: Path, dataset: str, wnid
     assert batch.labels.tolist() == [0, 0, 5, 5, 120, 120, 199, 199]
     assert stream.num_classes == 200
     assert stream.classes is not None
-    assert (stream.classes.total, len(stream.classes.places)) == (1000, 200)
-    assert [WNIDS[place] for place in stream.classes.places.tolist()] == wnids
+    assert (stream.classes.num_source_classes, len(stream.classes.class_ids)) == (1000, 200)
+    assert [WNIDS[place] for place in stream.classes.class_ids.tolist()] == wnids
     assert [(domain.name, domain.severity) for domain in stream.domains] == [(dataset, 0)]
     assert torch.equal(read(make(root, dataset))[0].images, batch.images)  # the folder itself
 
@@ -190,7 +190,7 @@ def test_clean__images_of_a_part_of_imagenet(tmp_path: Path) -> None:
     assert read(stream)[0].labels.tolist() == [0, 1, 199]
     assert stream.num_classes == 200
     assert stream.classes is not None
-    assert stream.classes.places.tolist() == [WNIDS.index(wnid) for wnid in R]
+    assert stream.classes.class_ids.tolist() == [WNIDS.index(wnid) for wnid in R]
     # The images and labels of ImageNet-R's stream, if it had these.
     shutil.rmtree(root / WNIDS[0])
     assert torch.equal(read(stream)[0].images, read(make(root, "imagenet_r"))[0].images)
@@ -217,7 +217,7 @@ def test_parts__real_images_and_weights_agree(shared: Path, tmp_path: Path) -> N
         stream = make(tmp_path / name, name, size=224, limit=20)
         backbone = timm_backbone("tf_efficientnet_lite0", checkpoint=str(weights)).eval()
         assert stream.classes is not None
-        backbone.restrict(stream.classes.places, stream.classes.total)
+        backbone.restrict_classes(stream.classes.class_ids, stream.classes.num_source_classes)
         (batch,) = read(stream)
         with torch.inference_mode():
             hits = (backbone(batch.images.float() / 255).argmax(1) == batch.labels).sum()

@@ -25,8 +25,8 @@ from tta.streams import loader as reading
 from tta.streams.arrays import ArrayImages, DeviceImages
 from tta.streams.datasets.corrupted import CorruptedImages
 from tta.streams.files import FileImages
-from tta.streams.loader import clean_of, fit, one_ahead, read_batches, resident
-from tta.streams.types import Loaded
+from tta.streams.loader import clean_of, device_resident, fits_on_device, prefetch_one, read_batches
+from tta.streams.types import LoadedImages
 
 CPU = torch.device("cpu")
 
@@ -84,8 +84,8 @@ def test_workers__are_processes_for_other_code(tmp_path: Path, monkeypatch: pyte
     """What a process reads leaves no trace in this one."""
     here: list[int] = []
 
-    def noting(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
-        def call(self: ArrayImages | FileImages, index: torch.Tensor) -> Loaded:
+    def noting(load: Callable[..., LoadedImages]) -> Callable[..., LoadedImages]:
+        def call(self: ArrayImages | FileImages, index: torch.Tensor) -> LoadedImages:
             here.extend(index.tolist())
             return load(self, index)
 
@@ -129,7 +129,7 @@ def test_threads__stop_with_the_reader() -> None:
     asked: list[int] = []
 
     class Counting(ArrayImages):
-        def __call__(self, index: torch.Tensor) -> Loaded:
+        def __call__(self, index: torch.Tensor) -> LoadedImages:
             asked.extend(index.tolist())
             return super().__call__(index)
 
@@ -146,7 +146,7 @@ def test_threads__stop_with_the_reader() -> None:
 
 def test_threads__raise_an_error_at_its_turn() -> None:
     class Failing(ArrayImages):
-        def __call__(self, index: torch.Tensor) -> Loaded:
+        def __call__(self, index: torch.Tensor) -> LoadedImages:
             if 7 in index:
                 raise OSError("image 7 is gone")
             return super().__call__(index)
@@ -175,7 +175,7 @@ def test_resident__images_are_the_same(channels_first: bool) -> None:
 
 def test_resident__domains_give_the_same_batches() -> None:
     domains = [array_domain("fog"), array_domain("snow", seed=1)]
-    held = resident(domains, CPU)
+    held = device_resident(domains, CPU)
     assert all(isinstance(domain.load, DeviceImages) for domain in held)
     scenario = Scenario(reset="never", mix=True)
     plan = Stream(domains, 7, 5).plan(scenario, 3)
@@ -185,11 +185,11 @@ def test_resident__domains_give_the_same_batches() -> None:
 def test_resident__repeated_domain_is_held_once() -> None:
     fog, snow = array_domain("fog"), array_domain("snow", seed=1)
     bytes_each = 23 * 48
-    assert fit([fog, snow, fog], 2 * bytes_each)
-    assert not fit([fog, snow, fog], 2 * bytes_each - 1)
-    held = resident([fog, snow, fog], CPU)
+    assert fits_on_device([fog, snow, fog], 2 * bytes_each)
+    assert not fits_on_device([fog, snow, fog], 2 * bytes_each - 1)
+    held = device_resident([fog, snow, fog], CPU)
     assert held[0].load is held[2].load
-    assert not fit([fog, domain()], 10**9)  # what is not in an array cannot be held
+    assert not fits_on_device([fog, domain()], 10**9)  # what is not in an array cannot be held
 
 
 def test_resident__shared_while_it_is_read() -> None:
@@ -219,7 +219,7 @@ def test_one_ahead__starts_the_next_item_early() -> None:
         events.append(f"finish {started // 10}")
         return started // 10
 
-    for number in one_ahead(source(), start, finish):
+    for number in prefetch_one(source(), start, finish):
         events.append(f"use {number}")
     assert events == [
         *("read 0", "start 0", "read 1", "start 1", "finish 0", "use 0"),
@@ -229,7 +229,7 @@ def test_one_ahead__starts_the_next_item_early() -> None:
 
 @given(items=st.lists(st.integers()))
 def test_one_ahead__loses_nothing(items: list[int]) -> None:
-    assert list(one_ahead(items, str, int)) == items
+    assert list(prefetch_one(items, str, int)) == items
 
 
 @pytest.mark.gpu

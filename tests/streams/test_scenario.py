@@ -39,7 +39,7 @@ def scenario(order: str, **options: Any) -> Scenario:
 
 def arranged(order: str, labels: torch.Tensor, domain: str = "fog-5", seed: int = 0, **options: float) -> torch.Tensor:
     """Labels in the order of their arrival."""
-    return labels[scenario(order, **options).arrange(labels, domain, seed)]
+    return labels[scenario(order, **options).order_of(labels, domain, seed)]
 
 
 def balanced(classes: int, each: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def runs(labels: torch.Tensor) -> list[tuple[int, int]]:
 @given(labels=st.lists(st.integers(0, 6).map(lambda k: 3 * k), max_size=120), seed=st.integers(), domain=st.text())
 def test_order__has_each_image_once_and_repeats(order: str, labels: list[int], seed: int, domain: str) -> None:
     given_labels = torch.tensor(labels, dtype=torch.int64)
-    first, second = (scenario(order).arrange(given_labels, domain, seed) for _ in range(2))
+    first, second = (scenario(order).order_of(given_labels, domain, seed) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(first.sort().values, torch.arange(len(labels)))
 
@@ -65,7 +65,7 @@ def test_order__has_each_image_once_and_repeats(order: str, labels: list[int], s
 def test_order__depends_on_seed_and_domain(order: str) -> None:
     labels = balanced(5, 10)
     orders = {
-        tuple(scenario(order).arrange(labels, domain, seed).tolist())
+        tuple(scenario(order).order_of(labels, domain, seed).tolist())
         for domain in ("fog-5", "fog-4")
         for seed in (-1, 0, 1)
     }
@@ -76,11 +76,11 @@ def test_order__depends_on_seed_and_domain(order: str) -> None:
 def test_order__ignores_global_generators(order: str) -> None:
     labels = balanced(5, 10)
     before, numpys = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
-    first = scenario(order).arrange(labels, "fog-5", 0)
+    first = scenario(order).order_of(labels, "fog-5", 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert str(np.random.get_state()) == numpys  # noqa: NPY002
     torch.manual_seed(7)
-    assert torch.equal(scenario(order).arrange(labels, "fog-5", 0), first)
+    assert torch.equal(scenario(order).order_of(labels, "fog-5", 0), first)
 
 
 @pytest.mark.parametrize(
@@ -91,21 +91,21 @@ def test_order__ignores_global_generators(order: str) -> None:
     ],
 )
 def test_shuffle__is_the_recorded_order(domain: str, seed: int, begins: list[int], digest: str) -> None:
-    order = Scenario().arrange(torch.arange(1000) % 10, domain, seed)
+    order = Scenario().order_of(torch.arange(1000) % 10, domain, seed)
     assert order[:6].tolist() == begins
     assert hashlib.sha256(order.numpy().tobytes()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("order", ["shuffle", "file"])
 def test_order__without_classes_ignores_labels(order: str) -> None:
-    found = [scenario(order).arrange(labels, "fog-5", 0) for labels in (torch.zeros(50).long(), torch.arange(50))]
+    found = [scenario(order).order_of(labels, "fog-5", 0) for labels in (torch.zeros(50).long(), torch.arange(50))]
     assert torch.equal(*found)
     assert (found[0].tolist() == list(range(50))) == (order == "file")
 
 
 def test_sorted__is_shuffled_within_each_class() -> None:
     labels = balanced(4, 25) * 2
-    order = scenario("sorted").arrange(labels, "fog-5", 0)
+    order = scenario("sorted").order_of(labels, "fog-5", 0)
     assert runs(labels[order]) == [(0, 25), (2, 25), (4, 25), (6, 25)]
     assert order[:25].tolist() != sorted(order[:25].tolist())
 
@@ -178,7 +178,7 @@ def test_order__of_one_class_is_a_shuffle() -> None:
 @given(classes=st.integers(1, 12), each=st.integers(1, 60), ratio=st.floats(1, 1000))
 def test_long_tailed__class_sizes_decay_exponentially(classes: int, each: int, ratio: float) -> None:
     labels = balanced(classes, each)
-    kept = Scenario(long_tailed=ratio).keep(labels)
+    kept = Scenario(long_tailed=ratio).select(labels)
     sizes = labels[kept].bincount(minlength=classes).tolist()
     expected = [each * ratio ** (-k / (classes - 1)) if k else each for k in range(classes)]
     assert all(
@@ -189,15 +189,15 @@ def test_long_tailed__class_sizes_decay_exponentially(classes: int, each: int, r
 
 def test_long_tailed__keeps_evenly_spaced_images() -> None:
     labels = balanced(2, 100)
-    kept = Scenario(long_tailed=10).keep(labels)
+    kept = Scenario(long_tailed=10).select(labels)
     last = kept[labels[kept] == 1]
     assert len(last) == 10
     assert set(last.diff().tolist()) == {20}
 
 
 def test_long_tailed__of_one_keeps_all_images() -> None:
-    assert Scenario().keep(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
-    assert Scenario(long_tailed=1).keep(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
+    assert Scenario().select(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
+    assert Scenario(long_tailed=1).select(torch.tensor([3, 3, 1])).tolist() == [0, 1, 2]
 
 
 @given(
@@ -211,11 +211,11 @@ def test_share__and_rest_split_every_class(
 ) -> None:
     labels = torch.tensor([k for k, size in enumerate(sizes) for _ in range(size)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    everything = Scenario(long_tailed=long_tailed).keep(labels)
+    everything = Scenario(long_tailed=long_tailed).select(labels)
     count = round(share * len(everything))
     assume(0 < count < len(everything))
     parts = [
-        Scenario(part=part, share=share, share_seed=seed, long_tailed=long_tailed).keep(labels)
+        Scenario(part=part, share=share, share_seed=seed, long_tailed=long_tailed).select(labels)
         for part in ("share", "rest")
     ]
     assert [len(part) for part in parts] == [count, len(everything) - count]
@@ -241,7 +241,7 @@ def test_share__depends_on_labels_and_its_seed() -> None:
 @pytest.mark.parametrize(("total", "share", "count"), [(2, 0.2, 0), (4, 0.9, 4)])
 def test_share__of_too_few_images_raises(total: int, share: float, count: int) -> None:
     with raises_naming(ValueError, f"scenario.share={share}", total, count):
-        Scenario(part="rest", share=share).keep(torch.arange(total))
+        Scenario(part="rest", share=share).select(torch.arange(total))
 
 
 @pytest.mark.parametrize(

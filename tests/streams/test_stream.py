@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.errors import raises_naming
 from helpers.numbered_images import Numbered, domain, stream
 from helpers.small_tree import same
-from tta.streams import Domain, Planned, Scenario, Stream, Visit
+from tta.streams import BatchPlan, Domain, DomainVisit, Scenario, Stream
 
 SINGLE, CONTINUAL = Scenario(reset="domain"), Scenario(reset="never")
 
@@ -22,10 +22,10 @@ def order(of: Stream, name: str, scenario: Scenario = SINGLE, seed: int = 0) -> 
     return [i for planned in plan if planned.visits[0].domain == name for i in planned.index.tolist()]
 
 
-def number_of(planned: Planned) -> int:
+def number_of(planned: BatchPlan) -> int:
     """The one domain whose images are in a batch."""
     (visit,) = planned.visits
-    assert not planned.member.any()
+    assert not planned.domain_index.any()
     return visit.number
 
 
@@ -110,7 +110,7 @@ def test_batches__are_those_planned() -> None:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
         assert torch.equal(batch.labels, batch.index % 7)
         assert (batch.starts_domain, batch.reset) == (planned.starts_domain, planned.reset)
-        assert batch.visits == (Visit(0, "fog", 2, 1), Visit(1, "snow", 3, 1))[number_of(planned) :][:1]
+        assert batch.visits == (DomainVisit(0, "fog", 2, 1), DomainVisit(1, "snow", 3, 1))[number_of(planned) :][:1]
         assert batch.images.dtype == torch.uint8
         assert batch.skipped == ()
 

@@ -21,7 +21,7 @@ from tta.streams.datasets.image_folder import read_subset
 from tta.streams.datasets.imagenet import imagenet_c
 from tta.streams.datasets.imagenet_variants import clean
 from tta.streams.datasets.labelled_dataset import open_labelled
-from tta.streams.label_spaces import imagenet_classes, part_classes
+from tta.streams.label_spaces import imagenet_classes, subset_classes
 
 WNIDS = list(imagenet_classes())
 CHOSEN = [(WNIDS[7], "b"), (WNIDS[2], "a"), (WNIDS[7], "a")]
@@ -132,7 +132,7 @@ def test_subset__of_a_part_of_the_classes(val: Path, chosen: str, tmp_path: Path
     assert data.labels.tolist() == [0, 0]
     assert [path.name for path in data.paths] == ["b.png", "a.png"]
     assert data.part is not None
-    assert (data.part.places.tolist(), data.part.total, data.num_classes) == ([7, 0], 1000, 2)
+    assert (data.part.class_ids.tolist(), data.part.num_source_classes, data.num_classes) == ([7, 0], 1000, 2)
 
 
 @pytest.mark.parametrize(
@@ -206,4 +206,4 @@ def test_classes__wrong_names_are_named(val: Path, tmp_path: Path) -> None:
         open_labelled(val, classes=str(tmp_path / "part.txt"))
     with raises_naming(ValueError, "stream.num_classes=1000", "stream.classes=imagenet_r", 200):
         open_labelled(val, classes="imagenet_r", num_classes=1000)
-    assert open_labelled(val, classes="imagenet_r", num_classes=200).num_classes == len(part_classes("imagenet_r"))
+    assert open_labelled(val, classes="imagenet_r", num_classes=200).num_classes == len(subset_classes("imagenet_r"))

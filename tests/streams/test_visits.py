@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 
 from helpers.errors import raises_naming
 from helpers.numbered_images import Numbered, domain, stream
-from tta.streams import Batch, Domain, Planned, Scenario, Stream, Visit
+from tta.streams import Batch, BatchPlan, Domain, DomainVisit, Scenario, Stream
 from tta.streams.arrays import ArrayImages
 from tta.streams.datasets import demo
 from tta.streams.options import choose_severities
-from tta.streams.stream import place_of
+from tta.streams.types import domain_key
 
 MIXED = Scenario(reset="never", mix=True)
 SEQUENCE = [1, 2, 3, 4, 5, 4, 3, 2, 1]
 
 
-def arrivals(plan: list[Planned]) -> list[tuple[Visit, int]]:
+def arrivals(plan: list[BatchPlan]) -> list[tuple[DomainVisit, int]]:
     """Each image to come, in order: its visit, and its place in the data set."""
     return [
-        (planned.visits[member], index)
+        (planned.visits[domain_index], index)
         for planned in plan
-        for member, index in zip(planned.member.tolist(), planned.index.tolist(), strict=True)
+        for domain_index, index in zip(planned.domain_index.tolist(), planned.index.tolist(), strict=True)
     ]
 
 
@@ -49,7 +49,9 @@ def test_rounds__bring_each_image_once(
     delta = 0.1 if order == "dirichlet" else None
     plan = made.plan(Scenario("never", order, delta, mix=mix, rounds=rounds), seed)
     found = Counter(arrivals(plan))
-    expected = {(Visit(k, f"d{k}", 5, r + 1), i) for r in range(rounds) for k, n in enumerate(sizes) for i in range(n)}
+    expected = {
+        (DomainVisit(k, f"d{k}", 5, r + 1), i) for r in range(rounds) for k, n in enumerate(sizes) for i in range(n)
+    }
     assert set(found) == expected
     assert set(found.values()) == {1}
     assert [v.visit for v, _ in arrivals(plan)] == sorted(v.visit for v, _ in arrivals(plan))
@@ -96,7 +98,7 @@ def test_rounds__first_is_the_plain_order(mix: bool) -> None:
 def test_rounds__repeat_the_sequence_of_domains() -> None:
     plan = stream(domain("fog"), domain("snow")).plan(Scenario(rounds=2), 0)
     starts = [planned.visits for planned in plan if planned.starts_domain]
-    assert starts == [(Visit(k, name, 5, r),) for r in (1, 2) for k, name in enumerate(("fog", "snow"))]
+    assert starts == [(DomainVisit(k, name, 5, r),) for r in (1, 2) for k, name in enumerate(("fog", "snow"))]
     assert [planned.reset for planned in plan] == [planned.starts_domain for planned in plan]
 
 
@@ -153,8 +155,8 @@ def test_mix__batches_keep_the_planned_order() -> None:
     plan = made.plan(MIXED, 0)
     for batch, planned in zip(made.batches(plan), plan, strict=True):
         assert torch.equal(batch.index, planned.index)
-        assert torch.equal(batch.member, planned.member)
-        numbers = 10 * batch.member + batch.index
+        assert torch.equal(batch.domain_index, planned.domain_index)
+        numbers = 10 * batch.domain_index + batch.index
         assert torch.equal(batch.images[:, 2, 3, 3].long(), numbers)
         assert torch.equal(batch.labels, numbers)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -166,7 +168,7 @@ def test_mix__skipped_images_name_their_domain() -> None:
     made = stream(domain("fog", load=Numbered(broken=(3,))), domain("snow", load=Numbered(broken=(5, 20))))
     batches = read(made, MIXED)
     assert sorted(image for batch in batches for image in batch.skipped) == [(0, "3"), (1, "20"), (1, "5")]
-    left = Counter((m, i) for b in batches for m, i in zip(b.member.tolist(), b.index.tolist(), strict=True))
+    left = Counter((m, i) for b in batches for m, i in zip(b.domain_index.tolist(), b.index.tolist(), strict=True))
     assert set(left) == {(m, i) for m in (0, 1) for i in range(23)} - {(0, 3), (1, 5), (1, 20)}
     for batch in batches:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
@@ -178,7 +180,7 @@ def test_mix__workers_change_nothing() -> None:
     alone, helped = (stream(domain("fog"), domain("snow"), batch_size=4, workers=w) for w in (0, 2))
     for one, other in zip(read(alone, MIXED), read(helped, MIXED), strict=True):
         assert torch.equal(one.images, other.images)
-        assert torch.equal(one.member, other.member)
+        assert torch.equal(one.domain_index, other.domain_index)
         assert one.visits == other.visits
 
 
@@ -188,12 +190,12 @@ def test_batch__pickles_small() -> None:
 
 
 def test_place__is_what_all_visits_share() -> None:
-    fog, snow = Visit(0, "fog", 5, 1), Visit(1, "snow", 5, 1)
-    assert place_of([fog]) == {"domain": "fog", "severity": 5, "visit": 1}
-    assert place_of([fog, snow]) == {"domain": "mixed", "severity": 5, "visit": 1}
-    other = Visit(1, "fog", 3, 1)
-    assert place_of([fog, other]) == {"domain": "fog", "severity": None, "visit": 1}
-    assert place_of([fog, Visit(0, "fog", 5, 2)])["visit"] is None
+    fog, snow = DomainVisit(0, "fog", 5, 1), DomainVisit(1, "snow", 5, 1)
+    assert domain_key([fog]) == {"domain": "fog", "severity": 5, "visit": 1}
+    assert domain_key([fog, snow]) == {"domain": "mixed", "severity": 5, "visit": 1}
+    other = DomainVisit(1, "fog", 3, 1)
+    assert domain_key([fog, other]) == {"domain": "fog", "severity": None, "visit": 1}
+    assert domain_key([fog, DomainVisit(0, "fog", 5, 2)])["visit"] is None
 
 
 def test_severities__are_one_or_several() -> None:

@@ -21,7 +21,7 @@ from helpers.errors import raises_naming
 from tta.methods import Tent
 from tta.models import Backbone, timm_backbone
 from tta.objectives import EM
-from tta.utils.devices import choose_device, choose_precision, describe_device, keep_memory, place
+from tta.utils.devices import choose_device, choose_precision, describe_device, to_device, tune_malloc
 
 CPU = torch.device("cpu")
 
@@ -86,7 +86,7 @@ def restored_tf32() -> Iterator[None]:
 def test_precision__sets_autocast_and_tf32(name: str, dtype: torch.dtype | None, tf32: bool) -> None:
     for before in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
-        with choose_precision(name, torch.device("cuda")).on(CPU):
+        with choose_precision(name, torch.device("cuda")).autocast(CPU):
             product = torch.ones(1, 1) @ torch.ones(1, 1)
         assert product.dtype == (dtype or torch.float32)
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
@@ -102,7 +102,7 @@ def test_precision__rejects_unknown_names() -> None:
 @pytest.mark.parametrize(("kind", "channels_last"), [("batch", True), ("group", False)])
 def test_place__prefers_channels_last_on_a_cpu(kind: str, channels_last: bool) -> None:
     """Except for networks with GroupNorm."""
-    backbone = place(small_net(kind), CPU)
+    backbone = to_device(small_net(kind), CPU)
     weights = backbone.get_parameter("body.3.weight")
     assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert weights.is_contiguous() != channels_last
@@ -117,7 +117,7 @@ def test_place__changes_logits_by_rounding_only(cifar_resnet18: Backbone, shared
         images = torch.from_numpy(file["images"][:40]).permute(0, 3, 1, 2).float() / 255
     exact = tent(copy.deepcopy(cifar_resnet18).double())(images.double())
     for there in (images, images.contiguous()):
-        logits = tent(place(copy.deepcopy(cifar_resnet18), CPU))(there)
+        logits = tent(to_device(copy.deepcopy(cifar_resnet18), CPU))(there)
         assert (logits - exact).norm() <= 1e-5 * exact.norm()
 
 
@@ -127,7 +127,7 @@ def test_place__changes_updates_by_rounding_only(name: str, size: int) -> None:
     with pytest.warns(UserWarning, match=name):
         backbone = timm_backbone(name, pretrained=False).eval()
     images = torch.rand(4, 3, size, size)
-    exact, ours = tent(copy.deepcopy(backbone).double()), tent(place(backbone, CPU))
+    exact, ours = tent(copy.deepcopy(backbone).double()), tent(to_device(backbone, CPU))
     for _ in range(2):
         theirs, logits = exact(images.double()), ours(images)
         assert (logits - theirs).norm() <= 1e-4 * theirs.norm()
@@ -135,9 +135,9 @@ def test_place__changes_updates_by_rounding_only(name: str, size: int) -> None:
 
 FAULTS = """
 import resource, sys, torch
-from tta.utils.devices import keep_memory
+from tta.utils.devices import tune_malloc
 if sys.argv[1] == "keep":
-    assert keep_memory()
+    assert tune_malloc()
 for number in range(40):
     if number == 30:  # the heap has found its shape
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -148,7 +148,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
-def test_keep_memory__avoids_page_faults() -> None:
+def test_tune_malloc__avoids_page_faults() -> None:
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -157,11 +157,11 @@ def test_keep_memory__avoids_page_faults() -> None:
 
 
 @pytest.mark.parametrize("library", [object(), OSError("there is none")])
-def test_keep_memory__skips_other_c_libraries(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+def test_tune_malloc__skips_other_c_libraries(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
     def find(name: None) -> Any:
         if isinstance(library, Exception):
             raise library
         return library
 
     monkeypatch.setattr(ctypes, "CDLL", find)
-    assert not keep_memory()
+    assert not tune_malloc()

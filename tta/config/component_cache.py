@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEPT = 2
+MAX_ENTRIES = 2
 """Parts of a kind that are kept: a sweep's next job mostly wants those of the last, and more would fill the memory."""
 
 
-class Shared:
+class ComponentCache:
     """The last parts that were made, of each kind, by what they were made of."""
 
     def __init__(self) -> None:
@@ -46,10 +46,12 @@ class Shared:
             seed: of the run, for weights that hang on it.
             make: makes it, for these classes and on this device.
         """
-        part = stream.classes and (*stream.classes.places.tolist(), stream.classes.total)
+        part = stream.classes and (*stream.classes.class_ids.tolist(), stream.classes.num_source_classes)
         same = (_text(node), str(device), stream.num_classes, part)
         drawn = (*same, seed)
-        return self.get("backbone", (same, drawn), make, lambda backbone: drawn if backbone.seeded else same)
+        return self.get(
+            "backbone", (same, drawn), make, lambda backbone: drawn if backbone.has_random_weights else same
+        )
 
     def get(self, kind: str, keys: tuple[Hashable, ...], make: Callable[[], T], key: Callable[[T], Hashable]) -> T:
         """Give the part that is kept under one of these keys, or make it.
@@ -65,7 +67,7 @@ class Shared:
         if found is not None:
             part = kept.pop(found)  # and to the end: the first is the one that was not wanted for longest
         else:
-            while len(kept) >= KEPT:
+            while len(kept) >= MAX_ENTRIES:
                 del kept[next(iter(kept))]  # before the new one needs its room
             part = make()
             found = key(part)
@@ -78,6 +80,6 @@ def _text(node: Any) -> str:
 
 
 @lru_cache(maxsize=1)
-def shared_in(sweep: str) -> Shared:
+def cache_for_sweep(sweep: str) -> ComponentCache:
     """Give the parts that the jobs of one sweep share, by its directory; those of the sweep before are let go."""
-    return Shared()
+    return ComponentCache()

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from tta.utils.validation import PartError
+from tta.utils.validation import ComponentError
 
 T = TypeVar("T")
 
@@ -35,24 +35,24 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
 
 
-def make_part(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
+def build(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
     """Make the part that a group of the configuration describes, which may be of the user's own making.
 
     Raises:
-        PartError: if it is of another kind, or a module in it was never initialised as one.
+        ComponentError: if it is of another kind, or a module in it was never initialised as one.
     """
     node = config[group]
     part = instantiate(node, **kwargs)
     if isinstance(part, kind):
         if (name := next(_not_initialised(part), None)) is not None:
-            raise PartError(f"{group}: {name}.__init__ must begin with super().__init__(...), which it never calls")
+            raise ComponentError(f"{group}: {name}.__init__ must begin with super().__init__(...)")
         return part
     wanted = f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}"
     if "_target_" not in node:
-        raise PartError(
+        raise ComponentError(
             f"{group}: the configuration names no _target_: give the class, or function, that makes a {wanted}"
         )
-    raise PartError(
+    raise ComponentError(
         f"{group}: {node._target_} must make a {wanted}, it gave {type(part).__name__}: return one from a function, or "
         "subclass it"
     )

@@ -19,7 +19,7 @@ from tta.corruptions import blur, digital, noise, weather
 from tta.corruptions.constants import SCALES, Constants
 from tta.corruptions.rng import Draw, make_key
 from tta.corruptions.spatter import spatter
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 __all__ = ["BENCHMARK", "CORRUPTIONS", "SCALES", "choose_scale", "corrupt", "recipe_digest"]
 
@@ -136,7 +136,7 @@ def _check_choice(name: str, severity: int) -> None:
         close = difflib.get_close_matches(str(name), CORRUPTIONS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"there is no corruption {name!r}; {hint}Choose one of: {', '.join(CORRUPTIONS)}")
-    whole_number("severity", severity, 1, 5)
+    check_int("severity", severity, 1, 5)
 
 
 def _check_tensors(images: Tensor, index: Tensor) -> None:

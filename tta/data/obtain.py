@@ -14,7 +14,7 @@ from tta.data.catalogue import File, Part, find
 from tta.data.download import Download, check_md5, part_path
 from tta.data.progress import in_bytes
 from tta.data.unpack import UnusableError, unpack
-from tta.utils.paths import alone
+from tta.utils.paths import folder_lock
 from tta.utils.urls import redact
 
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ def _alone(folder: Path, say: Say) -> AbstractContextManager[Any]:
         say(f"another process is fetching {folder.name} (it holds {path}): waiting until it has done")
 
     try:
-        return alone(folder, wait)
+        return folder_lock(folder, wait)
     except OSError as error:
         raise OSError(f"{folder.parent} cannot be written ({error}): choose another folder with --root") from error
 

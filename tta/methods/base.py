@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from tta.methods.common.batch_norm import drop_running_statistics, in_company
-from tta.methods.common.resettable import Restorable
-from tta.utils.devices import bears_channels_last
-from tta.utils.validation import PartError, whole_number
+from tta.methods.common.batch_norm import duplicate_if_single, use_batch_stats
+from tta.methods.common.resettable import ResettableModule
+from tta.utils.devices import supports_channels_last
+from tta.utils.validation import ComponentError, check_int
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-class Method(Restorable, ABC):
+class Method(ResettableModule, ABC):
     """A test-time adaptation method around a backbone.
 
     ``logits = method(images)`` takes images (N, 3, H, W) in [0, 1] and returns detached logits (N, C), and may adapt
@@ -34,7 +34,7 @@ class Method(Restorable, ABC):
 
     Everything that changes from batch to batch must be a parameter, a buffer, an optimizer, a ``torch.Generator`` or
     an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``, see
-    ``Restorable``.
+    ``ResettableModule``.
 
     Args:
         backbone: classifier that maps images (N, 3, H, W) in [0, 1] to logits (N, C). It is not altered.
@@ -46,26 +46,26 @@ class Method(Restorable, ABC):
         ValueError: if ``window`` is no whole number.
     """
 
-    recent: Tensor  # the images of the window
+    window_buffer: Tensor  # the images of the window
     optimizer: Optimizer
 
     min_batch_size = 1
     """The fewest images in a batch that the method can work with."""
-    needs_batch = ""
+    min_batch_reason = ""
     """Why fewer images do not do."""
     episodic = False
     """Whether every image, or batch, begins with the source weights, so that nothing that adapts stays adapted."""
-    data = ""
+    data_digest = ""
     """What data beside the stream the method was made from, as a digest; empty for none."""
 
     def __init__(self, backbone: nn.Module, window: int = 0) -> None:
         super().__init__()
-        self.window = whole_number("method.window", window, 0)
-        self.register_buffer("recent", torch.empty(0))
+        self.window = check_int("method.window", window, 0)
+        self.register_buffer("window_buffer", torch.empty(0))
         self.backbone = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.backbone.modules():
             module.training = False
-        self._bears_channels_last = bears_channels_last(self.backbone)
+        self._supports_channels_last = supports_channels_last(self.backbone)
         device = next((parameter.device for parameter in self.backbone.parameters()), None)
         self.scaler = GradScaler("cpu" if device is None else device.type)
 
@@ -89,17 +89,17 @@ class Method(Restorable, ABC):
 
         Raises:
             ValueError: if the batch has fewer than ``min_batch_size`` images.
-            PartError: if ``step``, or the backbone, gives something else than logits (N, C).
+            ComponentError: if ``step``, or the backbone, gives something else than logits (N, C).
         """
-        self.begin(len(images))
+        self._before_step(len(images))
         with gradients(images.device.type):
-            images = self.usable(images)
+            images = self._prepare_images(images)
             given = self._step_in_window(images) if self.window else self.step(images)
             logits = self._checked(given, len(images))
-        self.end(len(images))
+        self._after_step(len(images))
         return logits.detach()
 
-    def begin(self, size: int) -> None:
+    def _before_step(self, size: int) -> None:
         """Make sure, before a batch of so many images, that there are enough, and that ``reset`` leads back.
 
         Raises:
@@ -107,27 +107,27 @@ class Method(Restorable, ABC):
         """
         if size < self.min_batch_size:
             raise ValueError(batch_too_small(self, size))
-        self._remember()
+        self._snapshot_once()
 
-    def usable(self, images: Tensor) -> Tensor:
+    def _prepare_images(self, images: Tensor) -> Tensor:
         """Give the same images, as a backward pass can bear them."""
         # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
         images = images.clone() if images.is_inference() else images
-        if images.device.type == "cpu" and not self._bears_channels_last:
+        if images.device.type == "cpu" and not self._supports_channels_last:
             images = images.contiguous()
         return images
 
-    def end(self, size: int) -> None:
+    def _after_step(self, size: int) -> None:
         """Count a batch of so many images."""
         self.images_seen += size
         self.batches_seen += 1
 
     def _checked(self, logits: Any, size: int) -> Tensor:
-        """Return what ``step`` gave if it is logits of so many images; raise ``PartError`` otherwise."""
+        """Return what ``step`` gave if it is logits of so many images; raise ``ComponentError`` otherwise."""
         if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == size:
             return logits
         got = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise PartError(
+        raise ComponentError(
             f"{type(self).__name__}.step must return a tensor of logits (N, C), one row for each of the {size} images; "
             f"got {got}. A backbone that returns more than logits needs a wrapper"
         )
@@ -135,13 +135,13 @@ class Method(Restorable, ABC):
     def _step_in_window(self, images: Tensor) -> Tensor:
         """Predict the images together with those before them, and adapt when all of the window is new."""
         if len(images) >= self.window:
-            self.recent = images[-self.window :]
+            self.window_buffer = images[-self.window :]
             return self.step(images)
         n, seen = len(images), self.images_seen
-        window = torch.cat((self.recent, images))[-self.window :] if self.recent.numel() else images
-        self.recent = window
+        window = torch.cat((self.window_buffer, images))[-self.window :] if self.window_buffer.numel() else images
+        self.window_buffer = window
         # The first image of all has no company yet but itself.
-        window = in_company(window)
+        window = duplicate_if_single(window)
         new_window = (seen + n) // self.window > seen // self.window
         return (self.step(window) if new_window else self.predict(window))[-n:]
 
@@ -177,7 +177,7 @@ class Method(Restorable, ABC):
             loss: (), in nats.
 
         Raises:
-            PartError: if the loss needs no gradient.
+            ComponentError: if the loss needs no gradient.
         """
         self.optimizer.zero_grad()
         self.backward(loss)
@@ -187,10 +187,10 @@ class Method(Restorable, ABC):
         """Compute gradients of a loss; under float16 autocast they are scaled, as ``apply_gradients`` expects.
 
         Raises:
-            PartError: if the loss needs no gradient.
+            ComponentError: if the loss needs no gradient.
         """
         if not loss.requires_grad:
-            raise PartError(
+            raise ComponentError(
                 f"{type(self).__name__}: the loss depends on no adapted parameter; use the adapted parameters in the "
                 "backbone's forward pass, and compute the loss from its logits, not detached"
             )
@@ -257,16 +257,16 @@ def use_batch_statistics(method: Method) -> None:
     One image gives no statistics over a batch: with BatchNorm in the backbone the method asks for two or more, unless
     it has a window of images to take them from.
     """
-    if drop_running_statistics(method.backbone) and method.window < 2:
+    if use_batch_stats(method.backbone) and method.window < 2:
         method.min_batch_size = 2
-        method.needs_batch = "for the statistics of BatchNorm layers"
+        method.min_batch_reason = "for the statistics of BatchNorm layers"
 
 
 def batch_too_small(method: Method, size: int) -> str:
     """Say why a batch of this size cannot be adapted on."""
     return (
-        f"{type(method).__name__} needs at least {method.min_batch_size} images in every batch {method.needs_batch}, "
-        f"got a batch of {size}: choose another stream.batch_size (or stream.limit, so that no last batch of one image "
-        "is left), a window of recent images where the method has one (method.window=64), a backbone with LayerNorm or "
-        "GroupNorm, or method=source"
+        f"{type(method).__name__} needs at least {method.min_batch_size} images in every batch "
+        f"{method.min_batch_reason}, got a batch of {size}: choose another stream.batch_size (or stream.limit, so that "
+        "no last batch of one image is left), a window of recent images where the method has one (method.window=64), "
+        "a backbone with LayerNorm or GroupNorm, or method=source"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tta.methods.base import Method
-from tta.methods.common.batch_norm import MixedBatchNorm, mix_statistics
-from tta.utils.validation import number
+from tta.methods.common.batch_norm import BlendedBatchNorm, blend_statistics
+from tta.utils.validation import check_float
 
 
 class BNAlpha(Method):
@@ -31,13 +31,13 @@ class BNAlpha(Method):
         self, backbone: nn.Module, share: float = 0.1, prior: float | None = None, official_quirks: bool = False
     ) -> None:
         super().__init__(backbone)
-        self.prior = None if prior is None else number("method.prior", prior, 0)
-        mix_statistics(self.backbone, share, unbiased=official_quirks)
+        self.prior = None if prior is None else check_float("method.prior", prior, 0)
+        blend_statistics(self.backbone, share, unbiased=official_quirks)
 
     def step(self, images: Tensor) -> Tensor:
         """Predict with the mixture."""
         if self.prior is not None:
             for layer in self.backbone.modules():
-                if isinstance(layer, MixedBatchNorm):
+                if isinstance(layer, BlendedBatchNorm):
                     layer.share = len(images) / (self.prior + len(images))
         return self.predict(images)

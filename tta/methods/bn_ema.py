@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tta.methods.base import Method
-from tta.methods.common.batch_norm import follow_batches, mix_statistics
+from tta.methods.common.batch_norm import blend_statistics, track_with_momentum
 
 
 class BNEma(Method):
@@ -31,14 +31,14 @@ class BNEma(Method):
         self.official_quirks = official_quirks
         self.share = share
         if official_quirks:
-            follow_batches(self.backbone, share)
+            track_with_momentum(self.backbone, share)
         else:
-            mix_statistics(self.backbone, share, track=True)
+            blend_statistics(self.backbone, share, track=True)
 
     def step(self, images: Tensor) -> Tensor:
         """Take in the batch, and predict it."""
         if self.official_quirks:
-            layers = follow_batches(self.backbone, self.share)
+            layers = track_with_momentum(self.backbone, self.share)
             for layer in layers:
                 layer.training = True
             with torch.no_grad():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.augment import augment
 from tta.methods.common.consistency import consistency
-from tta.methods.common.ema import average_
+from tta.methods.common.ema import ema_update_
 from tta.methods.common.parameters import ParameterChoice
-from tta.utils.validation import number, whole_number
+from tta.utils.validation import check_float, check_int
 
 WEIGHTS_AND_BIASES = ParameterChoice("all", include=("*weight", "*bias"))
 """All that the official code trains: not the tokens and position embeddings of a ViT."""
@@ -66,17 +66,17 @@ class CoTTA(Method):
         window: int = 0,
     ) -> None:
         super().__init__(backbone, window)
-        self.teacher_momentum = number("method.teacher_momentum", teacher_momentum, 0, 1)
-        self.restore = number("method.restore", restore, 0, 1)
-        self.augmentations = whole_number("method.augmentations", augmentations, 1)
-        self.confidence = number("method.confidence", confidence, 0, 1)
+        self.teacher_momentum = check_float("method.teacher_momentum", teacher_momentum, 0, 1)
+        self.restore = check_float("method.restore", restore, 0, 1)
+        self.augmentations = check_int("method.augmentations", augmentations, 1)
+        self.confidence = check_float("method.confidence", confidence, 0, 1)
         self.symmetric = symmetric
         use_batch_statistics(self)
         self.teacher = copy.deepcopy(self.backbone)
         self.anchor = copy.deepcopy(self.backbone)
         self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
-        whole_number("method.seed", seed, 0)
+        check_int("method.seed", seed, 0)
         self.draws = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
 
@@ -90,7 +90,7 @@ class CoTTA(Method):
         target = self._teach(images)
         loss = consistency(self.backbone(images), target, self.symmetric).mean()
         self.update(loss)
-        average_(self.teacher.parameters(), self.backbone.parameters(), 1 - self.teacher_momentum)
+        ema_update_(self.teacher.parameters(), self.backbone.parameters(), 1 - self.teacher_momentum)
         self._restore()
         self.log(loss=loss, used=len(images))
         return target

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.common.batch_norm import in_company
+from tta.methods.common.batch_norm import duplicate_if_single
 from tta.methods.common.ema import selected_mean
 from tta.methods.common.losses import probabilities
 from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
-from tta.objectives import EM, Objective, copy_of
-from tta.utils.validation import number, whole_number
+from tta.objectives import EM, Objective, clone_objective
+from tta.utils.validation import check_float, check_int
 
 DESTRUCTIONS = ("patch", "pixel", "occlusion")
 
@@ -79,18 +79,18 @@ class DeYO(Method):
         super().__init__(backbone, window)
         if destruction not in DESTRUCTIONS:
             raise ValueError(f"method.destruction must be one of {', '.join(DESTRUCTIONS)}; got {destruction!r}")
-        self.objective = copy_of(objective)
+        self.objective = clone_objective(objective)
         self.entropy = EM()
-        self.margin = number("method.margin", margin, 0, 1)
-        self.entropy_reference = number("method.entropy_reference", entropy_reference, 0, 1)
-        self.plpd = number("method.plpd", plpd, -1, 1)
+        self.margin = check_float("method.margin", margin, 0, 1)
+        self.entropy_reference = check_float("method.entropy_reference", entropy_reference, 0, 1)
+        self.plpd = check_float("method.plpd", plpd, -1, 1)
         self.destruction = destruction
-        self.patches = whole_number("method.patches", patches, 1)
-        self.occlusion = number("method.occlusion", occlusion, 0, 1)
+        self.patches = check_int("method.patches", patches, 1)
+        self.occlusion = check_float("method.occlusion", occlusion, 0, 1)
         use_batch_statistics(self)
         self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         device = next(self.backbone.parameters()).device
-        self.generator = torch.Generator(device).manual_seed(whole_number("method.seed", seed, 0))
+        self.generator = torch.Generator(device).manual_seed(check_int("method.seed", seed, 0))
 
     def step(self, images: Tensor) -> Tensor:
         """Predict, then update by the samples that pass both stages."""
@@ -115,7 +115,7 @@ class DeYO(Method):
         drop = torch.full_like(probability, -math.inf)
         (survivors,) = survives.nonzero(as_tuple=True)  # waits for the device
         if len(survivors):
-            after = probabilities(self.backbone(in_company(destroyed[survivors]))[: len(survivors)])
+            after = probabilities(self.backbone(duplicate_if_single(destroyed[survivors]))[: len(survivors)])
             after = after.gather(1, label[survivors].unsqueeze(1)).squeeze(1)
             drop[survivors] = probability[survivors] - after
         return drop

@@ -12,7 +12,7 @@ from tta.methods.common.fisher import fisher_information
 from tta.methods.eta import ETA
 from tta.objectives import Objective
 from tta.streams.datasets.source_images import CleanImages
-from tta.utils.validation import number
+from tta.utils.validation import check_float
 
 
 class EATA(ETA):
@@ -47,8 +47,8 @@ class EATA(ETA):
         **options: Any,
     ) -> None:
         super().__init__(backbone, objective, optimizer, **options)
-        self.fisher_alpha = number("method.fisher_alpha", fisher_alpha, 0)
-        self.data = fisher.digest
+        self.fisher_alpha = check_float("method.fisher_alpha", fisher_alpha, 0)
+        self.data_digest = fisher.digest
         information = fisher_information(self.backbone, fisher)
         self._adapted = [self.backbone.get_parameter(name) for name in information]
         self.register_buffer("source", _joined(self._adapted).detach(), persistent=False)

@@ -12,7 +12,7 @@ from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.ema import selected_mean
 from tta.methods.common.losses import probabilities
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.objectives import EM, Objective, copy_of
+from tta.objectives import EM, Objective, clone_objective
 
 
 class ETA(Method):
@@ -62,7 +62,7 @@ class ETA(Method):
                 "method.margin and method.diversity must be greater than 0 and method.momentum in (0, 1], got "
                 f"margin={margin}, diversity={diversity} and momentum={momentum}"
             )
-        self.objective = copy_of(objective)
+        self.objective = clone_objective(objective)
         self.entropy = EM()
         self.margin = margin
         self.diversity = diversity

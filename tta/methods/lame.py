@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from tta.methods.base import Method, use_batch_statistics
 from tta.methods.common.features import classifier, logits_and_features
-from tta.methods.common.losses import in_full
-from tta.utils.validation import whole_number
+from tta.methods.common.losses import upcast
+from tta.utils.validation import check_int
 
 TOLERANCE = 1e-8
 """Relative change of the energy below which the assignments have converged."""
@@ -87,8 +87,8 @@ class LAME(Method):
         if affinity not in AFFINITIES:
             raise ValueError(f"method.affinity must be one of {', '.join(AFFINITIES)}; got {affinity!r}")
         self.affinity = AFFINITIES[affinity]
-        self.neighbours = whole_number("method.neighbours", neighbours, 1)
-        self.max_steps = whole_number("method.max_steps", max_steps, 1)
+        self.neighbours = check_int("method.neighbours", neighbours, 1)
+        self.max_steps = check_int("method.max_steps", max_steps, 1)
         classifier(self.backbone)
         if batch_statistics:
             use_batch_statistics(self)
@@ -102,7 +102,7 @@ class LAME(Method):
         """Predict, and correct."""
         logits, features = logits_and_features(self.backbone, images)
         with torch.autocast(images.device.type, enabled=False):
-            logits, features = in_full(logits), in_full(features)
+            logits, features = upcast(logits), upcast(features)
             # As in the official code; no class is so improbable that neighbours cannot vote for it.
             log_p = (logits.softmax(-1) + 1e-10).log()
             affinity = self.affinity(functional.normalize(features, dim=-1), self.neighbours)

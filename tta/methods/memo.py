@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from tta.methods.base import Method, OptimizerFactory
-from tta.methods.common.batch_norm import mix_statistics
-from tta.methods.common.losses import in_full
+from tta.methods.common.batch_norm import blend_statistics
+from tta.methods.common.losses import upcast
 from tta.methods.common.parameters import ALL_PARAMETERS, ParameterChoice
-from tta.utils.validation import number, whole_number
+from tta.utils.validation import check_float, check_int
 
 
 class MEMO(Method):
@@ -56,13 +56,13 @@ class MEMO(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone)
-        self.augmentations = whole_number("method.augmentations", augmentations, 1)
-        self.steps = whole_number("method.steps", steps, 1)
+        self.augmentations = check_int("method.augmentations", augmentations, 1)
+        self.steps = check_int("method.steps", steps, 1)
         if prior is not None:
-            mix_statistics(self.backbone, 1 / (number("method.prior", prior, 0) + 1))
+            blend_statistics(self.backbone, 1 / (check_float("method.prior", prior, 0) + 1))
         self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         # On the host, where the augmentations are drawn.
-        self.generator = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
+        self.generator = torch.Generator().manual_seed(check_int("method.seed", seed, 0))
 
     def step(self, images: Tensor) -> Tensor:
         """Adapt to each image, predict it, and go back."""
@@ -90,7 +90,7 @@ class MEMO(Method):
 def marginal_entropy(logits: Tensor) -> Tensor:
     """Entropy, in nats, of the mean of the predictions that logits (K, C) give."""
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = in_full(logits).log_softmax(-1)
+        log_p = upcast(logits).log_softmax(-1)
         log_mean = log_p.logsumexp(0) - math.log(len(logits))
         return -(log_mean.exp() * log_mean).sum()
 

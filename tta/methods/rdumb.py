@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tta.methods.base import OptimizerFactory
 from tta.methods.eta import ETA
 from tta.objectives import Objective
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 
 class RDumb(ETA):
@@ -40,7 +40,7 @@ class RDumb(ETA):
         **options: Any,
     ) -> None:
         super().__init__(backbone, objective, optimizer, **options)
-        self.reset_every = whole_number("method.reset_every", reset_every, 1)
+        self.reset_every = check_int("method.reset_every", reset_every, 1)
 
     def step(self, images: Tensor) -> Tensor:
         """Begin anew if it is time; predict, then adapt on the samples that are used."""
@@ -50,6 +50,6 @@ class RDumb(ETA):
 
     def _begin_anew(self) -> None:
         # ``reset`` sets batches_seen to 0, so that it counts from here; the window and its place in the stream stay.
-        recent, images_seen = self.recent, self.images_seen
+        recent, images_seen = self.window_buffer, self.images_seen
         self.reset()
-        self.recent, self.images_seen = recent, images_seen
+        self.window_buffer, self.images_seen = recent, images_seen

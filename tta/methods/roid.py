@@ -8,14 +8,14 @@ from torch.nn.functional import cosine_similarity
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.augment import augment
-from tta.methods.common.batch_norm import in_company
+from tta.methods.common.batch_norm import duplicate_if_single
 from tta.methods.common.consistency import consistency
-from tta.methods.common.ema import average_
+from tta.methods.common.ema import ema_update_
 from tta.methods.common.losses import probabilities
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.common.resettable import BufferList
 from tta.objectives import EM, SLR
-from tta.utils.validation import number, whole_number
+from tta.utils.validation import check_float, check_int
 
 MIN_RANGE = 1e-4
 """Diversities (in [0, 1]) or entropies (in nats) of a batch that differ by less are equal.
@@ -84,8 +84,8 @@ class ROID(Method):
         if not temperature > 0:
             raise ValueError(f"method.temperature must be a number greater than 0, got {temperature}")
         self.temperature = temperature
-        self.class_momentum = number("method.class_momentum", class_momentum, 0, 1)
-        self.source_share = number("method.source_share", source_share, 0, 1)
+        self.class_momentum = check_float("method.class_momentum", class_momentum, 0, 1)
+        self.source_share = check_float("method.source_share", source_share, 0, 1)
         self.prior_correction = prior_correction
         self.weighting = weighting
         self.consistency = consistency
@@ -97,7 +97,7 @@ class ROID(Method):
         self.optimizer = self.make_optimizer(chosen, optimizer)
         self.adapted = list(chosen.values())
         self.source = BufferList(self.adapted)
-        self.draws = torch.Generator().manual_seed(whole_number("method.seed", seed, 0))
+        self.draws = torch.Generator().manual_seed(check_int("method.seed", seed, 0))
 
     def predict(self, images: Tensor) -> Tensor:
         """Predict, and correct by the prior of these images."""
@@ -112,7 +112,7 @@ class ROID(Method):
             total = total + self._inconsistency(images, logits, weights)
         loss = total / len(images)
         self.update(loss)
-        average_(self.adapted, self.source, self.source_share)
+        ema_update_(self.adapted, self.source, self.source_share)
         self.log(loss=loss, used=(weights > 0).sum())
         return self._correct(logits.detach())
 
@@ -128,7 +128,9 @@ class ROID(Method):
     def _inconsistency(self, images: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of how far the predictions of augmented images are from those of the images."""
         kept = weights.nonzero().squeeze(1)
-        augmented = self.backbone(in_company(augment(images[kept], self.draws, padding="reflect")))[: len(kept)]
+        augmented = self.backbone(duplicate_if_single(augment(images[kept], self.draws, padding="reflect")))[
+            : len(kept)
+        ]
         return (weights[kept] * consistency(augmented, logits[kept], symmetric=True)).sum()
 
     def _correct(self, logits: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory
 from tta.methods.common.augment import augment
-from tta.methods.common.batch_norm import mix_statistics, running_statistics
+from tta.methods.common.batch_norm import blend_statistics, running_statistics
 from tta.methods.common.consistency import consistency
-from tta.methods.common.cstu import Entry, Memory
-from tta.methods.common.ema import average_
+from tta.methods.common.cstu import Memory, MemoryItem
+from tta.methods.common.ema import ema_update_
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import EM
-from tta.utils.validation import number, whole_number
+from tta.utils.validation import check_float, check_int
 
 
 class RoTTA(Method):
@@ -69,19 +69,19 @@ class RoTTA(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone)
-        self.memory = whole_number("method.memory", memory, 1)
-        self.update_every = whole_number("method.update_every", update_every, 1)
-        self.teacher_momentum = number("method.teacher_momentum", teacher_momentum, 0, 1)
-        self.timeliness_weight = number("method.timeliness_weight", timeliness_weight, 0)
-        self.uncertainty_weight = number("method.uncertainty_weight", uncertainty_weight, 0)
-        mix_statistics(self.backbone, share, track=True)
+        self.memory = check_int("method.memory", memory, 1)
+        self.update_every = check_int("method.update_every", update_every, 1)
+        self.teacher_momentum = check_float("method.teacher_momentum", teacher_momentum, 0, 1)
+        self.timeliness_weight = check_float("method.timeliness_weight", timeliness_weight, 0)
+        self.uncertainty_weight = check_float("method.uncertainty_weight", uncertainty_weight, 0)
+        blend_statistics(self.backbone, share, track=True)
         self.teacher = copy.deepcopy(self.backbone)
         self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
         self.entropy = EM()
         self.register_buffer("images", torch.empty(0))
         self.register_buffer("entries", torch.empty(0, dtype=torch.float64))
         device = next(self.backbone.parameters()).device
-        whole_number("method.seed", seed, 0)
+        check_int("method.seed", seed, 0)
         self.draws = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(device).manual_seed(seed)
 
@@ -110,12 +110,12 @@ class RoTTA(Method):
         self.log(used=logits.new_full((), used), **loss)
         return logits
 
-    def _recall(self, logits: Tensor) -> tuple[Memory, list[Entry]]:
+    def _recall(self, logits: Tensor) -> tuple[Memory, list[MemoryItem]]:
         """Take the memory's entries, and what it has to know of new images, from the device to the host."""
         held = self.entries.view(len(self.entries), 3)
         label, entropy = logits.argmax(-1).double(), self.entropy(logits).double()
         new = torch.stack((label, entropy, torch.zeros_like(label)), dim=-1)
-        rows = [Entry(int(label), entropy, int(age)) for label, entropy, age in torch.cat((held, new)).tolist()]
+        rows = [MemoryItem(int(label), entropy, int(age)) for label, entropy, age in torch.cat((held, new)).tolist()]
         weights = self.timeliness_weight, self.uncertainty_weight
         return Memory(rows[: len(held)], self.memory, logits.shape[-1], *weights), rows[len(held) :]
 
@@ -138,5 +138,5 @@ class RoTTA(Method):
         weight = torch.sigmoid(-self.entries[:, 2] / self.memory).to(losses.dtype)
         loss = (weight * losses).mean()
         self.update(loss)
-        average_(self.teacher.parameters(), self.backbone.parameters(), self.teacher_momentum)
+        ema_update_(self.teacher.parameters(), self.backbone.parameters(), self.teacher_momentum)
         return loss.detach()

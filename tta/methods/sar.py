@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.common.ema import ascended, selected_mean
+from tta.methods.common.ema import sam_perturbation, selected_mean
 from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.common.resettable import BufferList
-from tta.objectives import EM, Objective, copy_of
-from tta.utils.validation import number
+from tta.objectives import EM, Objective, clone_objective
+from tta.utils.validation import check_float
 
 
 class SAR(Method):
@@ -68,12 +68,12 @@ class SAR(Method):
         official_quirks: bool = False,
     ) -> None:
         super().__init__(backbone, window)
-        self.objective = copy_of(objective)
+        self.objective = clone_objective(objective)
         self.entropy = EM()
-        self.margin = number("method.margin", margin, 0, 1)
-        self.rho = number("method.rho", rho, 0)
-        self.recovery = number("method.recovery", recovery, 0)
-        self.momentum = number("method.momentum", momentum, 0, 1)
+        self.margin = check_float("method.margin", margin, 0, 1)
+        self.rho = check_float("method.rho", rho, 0)
+        self.recovery = check_float("method.recovery", recovery, 0)
+        self.momentum = check_float("method.momentum", momentum, 0, 1)
         self.official_quirks = official_quirks
         use_batch_statistics(self)
         chosen = adapt(self.backbone)
@@ -89,7 +89,7 @@ class SAR(Method):
         self.optimizer.zero_grad()
         self.backward(selected_mean(self.objective(logits), reliable))
         self.unscale_gradients()
-        with ascended(self.weights, self.rho):
+        with sam_perturbation(self.weights, self.rho):
             logits_there = self.backbone(images)
             entropy, reliable_there = self._entropy(logits_there)
             kept = reliable & reliable_there

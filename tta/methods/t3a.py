@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tta.methods.base import Method, use_batch_statistics
-from tta.methods.common.features import class_vectors, classifier, logits_and_features, of_classes
-from tta.methods.common.losses import in_full
+from tta.methods.common.features import class_vectors, classifier, logits_and_features, select_classes
+from tta.methods.common.losses import upcast
 from tta.objectives import EM
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 
 class T3A(Method):
@@ -48,7 +48,7 @@ class T3A(Method):
     ) -> None:
         super().__init__(backbone, window)
         if supports_per_class is not None:
-            whole_number("method.supports_per_class", supports_per_class, 1)
+            check_int("method.supports_per_class", supports_per_class, 1)
         self.supports_per_class = supports_per_class
         classifier(self.backbone)
         if batch_statistics:
@@ -71,7 +71,7 @@ class T3A(Method):
     def _classify(self, images: Tensor, add: bool) -> Tensor:
         logits, features = logits_and_features(self.backbone, images)
         with torch.autocast(images.device.type, enabled=False):
-            features = in_full(features)
+            features = upcast(features)
             bank = self._bank()
             if add:
                 bank = self._select(*map(torch.cat, zip(bank, self._as_supports(features, logits), strict=True)))
@@ -82,8 +82,8 @@ class T3A(Method):
         if self.supports.numel():
             return self.supports, self.labels, self.entropies
         vectors = class_vectors(self.backbone)
-        logits = of_classes(self.backbone, classifier(self.backbone)(vectors))
-        return self._select(*self._as_supports(in_full(vectors), logits))
+        logits = select_classes(self.backbone, classifier(self.backbone)(vectors))
+        return self._select(*self._as_supports(upcast(vectors), logits))
 
     def _as_supports(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return functional.normalize(features, dim=-1), logits.argmax(-1), self.entropy(logits)

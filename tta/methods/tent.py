@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
-from tta.objectives import Objective, copy_of
-from tta.utils.validation import whole_number
+from tta.objectives import Objective, clone_objective
+from tta.utils.validation import check_int
 
 
 class Tent(Method):
@@ -39,8 +39,8 @@ class Tent(Method):
         window: int = 0,
     ) -> None:
         super().__init__(backbone, window)
-        self.objective = copy_of(objective)
-        self.steps = whole_number("method.steps", steps, 1)
+        self.objective = clone_objective(objective)
+        self.steps = check_int("method.steps", steps, 1)
         use_batch_statistics(self)
         self.optimizer = self.make_optimizer(adapt(self.backbone), optimizer)
 

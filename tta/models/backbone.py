@@ -13,17 +13,17 @@ class Backbone(nn.Module):
 
     Args:
         net: takes normalised images.
-        num_classes: C, and so ``total_classes``, unless it is restricted to a part of them.
+        num_classes: C, and so ``num_source_classes``, unless it is restricted to a part of them.
         mean: of each channel, in [0, 1]; ``None`` with ``std`` when ``net`` normalises by itself.
         std: of each channel.
-        tag: which weights these are; it goes into every result.
+        weights_id: which weights these are; it goes into every result.
     """
 
     mean: Tensor | None
     std: Tensor | None
     classes: Tensor | None
 
-    seeded = True
+    has_random_weights = True
     """Whether its weights may hang on the seed of the run; weights that are read from a file do not."""
 
     def __init__(
@@ -32,17 +32,17 @@ class Backbone(nn.Module):
         num_classes: int,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
-        tag: str,
+        weights_id: str,
     ) -> None:
         super().__init__()
         self.net = net
-        self.num_classes = self.total_classes = num_classes
-        self.tag = tag
+        self.num_classes = self.num_source_classes = num_classes
+        self.weights_id = weights_id
         self.register_buffer("mean", _channels("mean", mean), persistent=False)
         self.register_buffer("std", _channels("std", std), persistent=False)
         self.register_buffer("classes", None, persistent=False)
 
-    def restrict(self, classes: Tensor, total: int) -> None:
+    def restrict_classes(self, classes: Tensor, total: int) -> None:
         """Give the logits of a part of the classes alone, so that whatever is made of them is about this part.
 
         The softmax, entropies and the number of classes are those of a network whose classifier has these rows only.
@@ -54,8 +54,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the network has not so many, or is restricted already.
         """
-        if self.total_classes != total or self.classes is not None:
-            raise ValueError(f"{self.tag} has {self.num_classes} classes, it cannot be restricted to some of {total}")
+        if self.num_source_classes != total or self.classes is not None:
+            raise ValueError(
+                f"{self.weights_id} has {self.num_classes} classes, it cannot be restricted to some of {total}"
+            )
         self.classes = classes
         self.num_classes = len(classes)
 
@@ -63,9 +65,9 @@ class Backbone(nn.Module):
         """Normalise and classify."""
         if self.mean is not None and self.std is not None:
             images = (images - _spread(self.mean, images)).div_(_spread(self.std, images))
-        return self.of_classes(self.net(images))
+        return self.select_classes(self.net(images))
 
-    def of_classes(self, values: Tensor) -> Tensor:
+    def select_classes(self, values: Tensor) -> Tensor:
         """Choose from values of all classes, (..., classes), those of the classes that there are."""
         return values if self.classes is None else values.index_select(-1, self.classes)
 

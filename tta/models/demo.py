@@ -24,5 +24,5 @@ def backbone() -> Backbone:
     model = timm_backbone(
         "resnet18", checkpoint=str(WEIGHTS), num_classes=10, kwargs=MODEL_KWARGS, mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    model.tag = f"demo-{model.tag}"
+    model.weights_id = f"demo-{model.weights_id}"
     return model

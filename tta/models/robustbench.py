@@ -53,9 +53,9 @@ def robustbench_backbone(
             f"RobustBench could not load {name!r} ({type(error).__name__}: {first_line(error)}). If {path} are not "
             "its weights, delete the file and run again"
         ) from error
-    tag = f"robustbench:{dataset}/{group.value}/{name}"
-    backbone = Backbone(net, utils.DATASET_CLASSES[dataset_key], None, None, tag)
-    backbone.seeded = False
+    weights_id = f"robustbench:{dataset}/{group.value}/{name}"
+    backbone = Backbone(net, utils.DATASET_CLASSES[dataset_key], None, None, weights_id)
+    backbone.has_random_weights = False
     return backbone
 
 

@@ -55,32 +55,32 @@ def timm_backbone(
         _replace_stem(net, stem)
     if state is not None:
         load(net, state, str(checkpoint or name))
-        tag = f"{name}@{digest(file)}" if file else name
+        weights_id = f"{name}@{digest(file)}" if file else name
     else:
-        tag = _tag(name, net, pretrained)
+        weights_id = _weights_id(name, net, pretrained)
     settings = net.pretrained_cfg
     mean, std = settings["mean"] if mean is None else mean, settings["std"] if std is None else std
-    backbone = Backbone(net, net.num_classes, mean, std, tag)
-    backbone.seeded = "@random" in tag
+    backbone = Backbone(net, net.num_classes, mean, std, weights_id)
+    backbone.has_random_weights = "@random" in weights_id
     return backbone
 
 
-def _tag(name: str, net: Any, pretrained: bool) -> str:
+def _weights_id(name: str, net: Any, pretrained: bool) -> str:
     """Name the weights that timm has put into a network, and warn of those that are random."""
     if not pretrained:
         warnings.warn(f"{name}: random weights (model.pretrained=false and no model.checkpoint)", stacklevel=3)
         return f"{name}@random"
-    settings, tag = net.pretrained_cfg, name
+    settings, weights_id = net.pretrained_cfg, name
     if "." not in name and not _is_hub(name) and settings.get("tag"):
-        tag = f"{name}.{settings['tag']}"  # the bare name's meaning has changed between timm versions
+        weights_id = f"{name}.{settings['tag']}"  # the bare name's meaning has changed between timm versions
     if net.num_classes != settings["num_classes"]:
         warnings.warn(
             f"{name}: random weights in the classifier (model.num_classes={net.num_classes}, but the pretrained "
             f"weights are for {settings['num_classes']} classes)",
             stacklevel=3,
         )
-        tag += "@random-classifier"
-    return tag
+        weights_id += "@random-classifier"
+    return weights_id
 
 
 def _pretrained_state(name: str) -> dict[str, Tensor]:

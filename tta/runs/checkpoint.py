@@ -18,9 +18,9 @@ import torch
 
 from tta.methods.base import Method
 from tta.utils.paths import atomic_file
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
-SHARE = 50
+MIN_COST_RATIO = 50
 """A domain that took less than so many times what saving takes is not worth it: saving costs 2 % of a run at most."""
 
 State = dict[str, Any]
@@ -43,19 +43,19 @@ class Checkpoints:
     def __init__(self, path: Path, origin: Mapping[str, str], every: int | None = None) -> None:
         self.path = path
         self.origin = dict(origin)
-        self.every = None if every is None else whole_number("checkpoint.every", every, 1)
+        self.every = None if every is None else check_int("checkpoint.every", every, 1)
         self.state: State | None = None
         self._cost = 0.0  # seconds, of the last saving
         self._saved_at = time.perf_counter()
 
-    def load(self, say: Callable[[str], None]) -> None:
-        """Take the saved state into ``state``, if there is one that can be used; ``say`` is told if there is not."""
+    def load(self, warn: Callable[[str], None]) -> None:
+        """Take the saved state into ``state``, if there is one that can be used; ``warn`` is told if there is not."""
         try:
             self.state = self._read()
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            say(f"its checkpoint {self.path} is not used ({error}): it is run from the beginning")
+            warn(f"its checkpoint {self.path} is not used ({error}): it is run from the beginning")
 
     def _read(self) -> State:
         content = self.path.read_bytes()
@@ -75,11 +75,11 @@ class Checkpoints:
                 raise ValueError(f"{name}.csv has lost rows")
         return state
 
-    def due(self, number: int, starts_domain: bool) -> bool:
+    def is_due(self, number: int, starts_domain: bool) -> bool:
         """Whether to save before batch ``number``."""
         if self.every and number % self.every == 0:
             return True
-        return starts_domain and time.perf_counter() - self._saved_at >= SHARE * self._cost
+        return starts_domain and time.perf_counter() - self._saved_at >= MIN_COST_RATIO * self._cost
 
     def save(self, state: State) -> None:
         """Replace the checkpoint.

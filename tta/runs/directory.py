@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from tta.runs.lock import TakenError, claim
+from tta.runs.lock import RunLockedError, run_lock
 from tta.utils.paths import atomic_file
 from tta.utils.urls import redact
 
@@ -45,10 +45,10 @@ COLUMNS = {"batches": BATCH_COLUMNS, "domains": DOMAIN_COLUMNS, "classes": CLASS
 PACKAGES = ("tta", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "torchmetrics", "robustbench")
 
 
-DETERMINANTS = ("model", "stream", "scenario", "method", "seed", "precision")
+HASHED_GROUPS = ("model", "stream", "scenario", "method", "seed", "precision")
 """Parts of a configuration that determine a result; objective and optimizer are within the method that uses them."""
 
-PLACES = (
+UNHASHED_KEYS = (
     "stream.root",
     "stream.source",
     "stream.workers",
@@ -78,7 +78,7 @@ NEUTRAL = {
 
 def determinants(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take out of a configuration what determines a result, apart from the content of files."""
-    return {part: _without(config[part], part) for part in DETERMINANTS}
+    return {part: _without(config[part], part) for part in HASHED_GROUPS}
 
 
 def _without(node: Any, name: str) -> Any:
@@ -89,7 +89,7 @@ def _without(node: Any, name: str) -> Any:
 
 
 def _counts_for_nothing(key: str, value: Any) -> bool:
-    return key in PLACES or (key in NEUTRAL and NEUTRAL[key] == value)
+    return key in UNHASHED_KEYS or (key in NEUTRAL and NEUTRAL[key] == value)
 
 
 def fingerprint(config: Mapping[str, Any], weights: str, *data: str) -> str:
@@ -97,7 +97,7 @@ def fingerprint(config: Mapping[str, Any], weights: str, *data: str) -> str:
 
     Args:
         config: of the run, as plain containers.
-        weights: names the weights, whatever file they came from (``Backbone.tag``).
+        weights: names the weights, whatever file they came from (``Backbone.weights_id``).
         data: name the images, wherever they are (``Stream.digest``, ``Method.data``); empty ones count for nothing.
     """
     parts = {"format": RESULT_FORMAT, "weights": weights, "data": " ".join(filter(None, data)), **determinants(config)}
@@ -114,15 +114,15 @@ class RunDirectory:
 
     Args:
         path: the directory; made when entered, and cleared of an earlier run's files.
-        kept: bytes of each table, as ``sizes`` gave them, that are kept to be continued; what is behind them goes.
+        resume_sizes: bytes of each table to keep, as ``sizes`` gave them, when a run is resumed; the rest is cut off.
 
     Raises:
         OSError: if the directory cannot be written.
     """
 
-    def __init__(self, path: Path, kept: Mapping[str, int] | None = None) -> None:
+    def __init__(self, path: Path, resume_sizes: Mapping[str, int] | None = None) -> None:
         self.path = path
-        self.kept = kept
+        self.resume_sizes = resume_sizes
 
     @property
     def summary_path(self) -> Path:
@@ -144,7 +144,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary_path.unlink(missing_ok=True)  # first: from here on the directory is unfinished
             self._remove_temporary_files()
-            if self.kept is None:
+            if self.resume_sizes is None:
                 self.checkpoint_path.unlink(missing_ok=True)  # it is of rows that go now
             self._files = {name: self._open(name) for name in COLUMNS}
         except OSError as error:
@@ -154,16 +154,16 @@ class RunDirectory:
         self._writers = {
             name: csv.DictWriter(file, COLUMNS[name], lineterminator="\n") for name, file in self._files.items()
         }
-        if self.kept is None:
+        if self.resume_sizes is None:
             for writer in self._writers.values():
                 writer.writeheader()
         return self
 
     def _open(self, table: str) -> TextIO:
-        if self.kept is None:
+        if self.resume_sizes is None:
             return self._path_of(table).open("w", newline="")
         file = self._path_of(table).open("r+", newline="")
-        file.truncate(self.kept[table])
+        file.truncate(self.resume_sizes[table])
         file.seek(0, os.SEEK_END)
         return file
 
@@ -213,11 +213,11 @@ class RunDirectory:
             file.write_text(json.dumps(summary, indent=1) + "\n")
         self.checkpoint_path.unlink(missing_ok=True)
 
-    def tidy(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what a process left that was killed when all was written but not all cleared away."""
         if not (self.checkpoint_path.exists() or self._temporary_files()):
             return
-        with suppress(TakenError, OSError), claim(self.path):
+        with suppress(RunLockedError, OSError), run_lock(self.path):
             if self.finished:
                 self._remove_temporary_files()
                 self.checkpoint_path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tta.utils.paths import atomic_file
 
 
-class TakenError(Exception):
+class RunLockedError(Exception):
     """Another process works on the run.
 
     Args:
@@ -35,11 +35,11 @@ class TakenError(Exception):
 
 
 @contextmanager
-def claim(run: Path) -> Iterator[None]:
+def run_lock(run: Path) -> Iterator[None]:
     """Hold the run of this directory within the block.
 
     Raises:
-        TakenError: if another process holds it; says which.
+        RunLockedError: if another process holds it; says which.
         OSError: if the file system refuses.
     """
     place = _place(run)
@@ -48,7 +48,7 @@ def claim(run: Path) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise TakenError(run, _owner(place)) from None
+        raise RunLockedError(run, _owner(place)) from None
     except (OSError, NotImplementedError) as error:
         raise OSError(
             f"runs_dir: {run.parent} cannot be written or locked ({error}); choose another with runs_dir=<folder>"
@@ -63,7 +63,7 @@ def claim(run: Path) -> Iterator[None]:
         lock.release()  # the file stays: who removes a lock that another has opened lets two in
 
 
-def is_taken(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     """Whether some process holds the run of this directory."""
     lock = FileLock(_place(run))
     with suppress(Timeout):

@@ -21,7 +21,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from tta.runs.directory import RunDirectory
-from tta.runs.lock import is_taken
+from tta.runs.lock import is_locked
 from tta.utils.paths import atomic_file
 from tta.utils.urls import redact
 
@@ -32,16 +32,16 @@ ALL_SHOWN = 50
 """Jobs that a table shows one by one; of more, it shows those that did not get done."""
 
 DONE = ("done", "skipped")
-STYLES = {"done": "green", "skipped": "dim", "taken": "yellow", "not begun": "yellow"}
+STYLES = {"done": "green", "skipped": "dim", "locked": "yellow", "not started": "yellow"}
 
 
 @dataclass
-class Outcome:
+class JobStatus:
     """What became of a run.
 
     Args:
-        state: ``done``, ``skipped`` (finished before), ``taken`` (another process works on it), ``failed``, or
-            ``begun``, when nothing was heard of it since.
+        state: ``done``, ``skipped`` (finished before), ``locked`` (another process works on it), ``failed``, or
+            ``running``, when nothing was heard of it since.
         text: accuracy or reason, for a person.
         path: the run's directory, where it is known.
         accuracy: in [0, 1], or not a number.
@@ -65,7 +65,7 @@ class SweepError(Exception):
     """The sweep has come to its end, but not all of its jobs."""
 
 
-class Record:
+class SweepState:
     """A sweep's directory: the command it came from, and the outcome of each launched job.
 
     Args:
@@ -91,14 +91,14 @@ class Record:
         """What the user typed; jobs on other machines were called otherwise."""
         return json.loads(self.path.read_text())["command"]
 
-    def write(self, number: int, outcome: Outcome) -> None:
+    def write(self, number: int, outcome: JobStatus) -> None:
         """Keep what became of a job."""
         self._write(self._job(number), asdict(outcome))
 
-    def read(self, number: int) -> Outcome | None:
+    def read(self, number: int) -> JobStatus | None:
         """Outcome of a job, if it has begun."""
         try:
-            return Outcome(**json.loads(self._job(number).read_text()))
+            return JobStatus(**json.loads(self._job(number).read_text()))
         except FileNotFoundError:
             return None
 
@@ -110,7 +110,9 @@ class Record:
             file.write_text(json.dumps(content) + "\n")
 
 
-def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Callable[[Exception], str]) -> float:
+def run_job(
+    record: SweepState, number: int, run: Callable[[], JobStatus], message: Callable[[Exception], str]
+) -> float:
     """Run a job of a sweep; whatever happens to it is told, and does not stop the others.
 
     Args:
@@ -122,7 +124,7 @@ def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Ca
     Returns:
         Accuracy, for sweepers that look for it; not a number where there is none.
     """
-    record.write(number, Outcome("begun", f"process {os.getpid()}"))
+    record.write(number, JobStatus("running", f"process {os.getpid()}"))
     try:
         outcome = run()
     except Exception as error:  # whatever it is, the other jobs go on
@@ -131,7 +133,7 @@ def attempt(record: Record, number: int, run: Callable[[], Outcome], message: Ca
             traceback.print_exc()
             told = redact(f"{type(error).__name__}: {error}")
         print(f"tta: error: {told}", file=sys.stderr)
-        outcome = Outcome("failed", told)
+        outcome = JobStatus("failed", told)
     record.write(number, outcome)
     return outcome.accuracy
 
@@ -147,7 +149,7 @@ class Sweep:
         launch: runs jobs, given as lists of overrides, under numbers from the one given on.
     """
 
-    def __init__(self, record: Record, launch: Launch) -> None:
+    def __init__(self, record: SweepState, launch: Launch) -> None:
         self.record = record
         self.jobs: list[Job] = []
         self.trouble = ""
@@ -160,26 +162,26 @@ class Sweep:
         jobs = [Job(list(words)) for words in overrides]
         self.jobs.extend(jobs)
         self._run(jobs)
-        if lost := [job for job in jobs if self.outcome(job).state in ("begun", "not begun")]:
+        if lost := [job for job in jobs if self.outcome(job).state in ("running", "not started")]:
             print(f"{len(lost)} job(s) were lost{self._because()}; once more", file=sys.stderr)
             self._run(lost)
 
     def finish(self) -> None:
         """Wait for the runs that other processes work on, and take over those that they leave."""
         told: set[str] = set()
-        while taken := [job for job in self.jobs if self.outcome(job).state == "taken"]:
-            if left := [job for job in taken if self._left_by_others(job)]:
+        while locked := [job for job in self.jobs if self.outcome(job).state == "locked"]:
+            if left := [job for job in locked if self._left_by_others(job)]:
                 self._run(left)
                 continue
-            for job in taken:
+            for job in locked:
                 if (path := self.outcome(job).path) not in told:
                     print(f"waiting for {Path(path).name}, {self.outcome(job).text}; Ctrl-C ends it", file=sys.stderr)
                     told.add(path)
             time.sleep(POLL)
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: Job) -> JobStatus:
         """What is known of a job."""
-        return self.record.read(job.numbers[-1]) or Outcome("not begun")
+        return self.record.read(job.numbers[-1]) or JobStatus("not started")
 
     def show(self) -> None:
         """Print what became of the jobs."""
@@ -225,10 +227,10 @@ class Sweep:
 
     def _left_by_others(self, job: Job) -> bool:
         path = Path(self.outcome(job).path)
-        return RunDirectory(path).finished or not is_taken(path)
+        return RunDirectory(path).finished or not is_locked(path)
 
-    def _shown(self, outcome: Outcome) -> str:
-        if outcome.state == "begun":
+    def _shown(self, outcome: JobStatus) -> str:
+        if outcome.state == "running":
             return "interrupted" if self.interrupted else "lost"
         return outcome.state
 
@@ -257,7 +259,7 @@ def run_sweep(folder: Path, launch: Launch) -> Iterator[Sweep]:
     Raises:
         SweepError: if not all jobs are done.
     """
-    record = Record(folder)
+    record = SweepState(folder)
     record.start(sys.argv)
     sweep = Sweep(record, launch)
     try:

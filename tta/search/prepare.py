@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from tta.cli import dotted_keys
-from tta.config.instantiate import chosen_options, instantiate, make_part, plain, run_name
+from tta.config.instantiate import build, chosen_options, instantiate, plain, run_name
 from tta.experiment import match_classes
 from tta.methods import Method
 from tta.models import Backbone
@@ -26,8 +26,8 @@ from tta.search.space import Space, Values, parse
 from tta.search.study import Study
 from tta.search.trials import Evaluation
 from tta.streams import Scenario, Stream
-from tta.utils.devices import choose_device, choose_precision, place
-from tta.utils.validation import fraction, number, whole_number
+from tta.utils.devices import choose_device, choose_precision, to_device
+from tta.utils.validation import check_float, check_fraction, check_int
 
 SEARCHED = ("method", "objective", "optimizer")
 """Parts whose numbers can be searched: all others make another stream or another model."""
@@ -73,18 +73,18 @@ def checked(config: DictConfig) -> dict[str, Any]:
         ValueError: for a value out of range.
     """
     options = plain(config.search)
-    whole_number("seed", config.seed, 0)
+    check_int("seed", config.seed, 0)
     for key, least in (("trials", 1), ("workers", 1), ("seed", 0), ("share_seed", 0)):
-        whole_number(f"search.{key}", options[key], least)
-    fraction("search.share", options["share"])
-    number("search.prune", options["prune"], 0, 1)
+        check_int(f"search.{key}", options[key], least)
+    check_fraction("search.share", options["share"])
+    check_float("search.prune", options["prune"], 0, 1)
     if options["adapt_on"] not in ADAPT_ON:
         raise ValueError(f"search.adapt_on must be one of {', '.join(ADAPT_ON)}; got {options['adapt_on']!r}")
     seeds = options["seeds"]
     if not isinstance(seeds, list) or not seeds:
         raise ValueError(f"search.seeds must be a list of seeds, e.g. [0,1,2]; got {seeds!r}")
     for seed in seeds:
-        whole_number("each of search.seeds", seed, 0)
+        check_int("each of search.seeds", seed, 0)
     if not isinstance(options["name"], str) or not re.fullmatch(r"[A-Za-z]\w*", options["name"]):
         raise ValueError(f"search.name must be letters, digits and _, as in dem_star; got {options['name']!r}")
     for key, untouched in SET_HERE.items():
@@ -117,23 +117,25 @@ def prepare(config: DictConfig) -> Search:
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.deterministic = True
-    scenario, stream = make_part(config, "scenario", Scenario), make_part(config, "stream", Stream)
-    backbone = make_part(config, "model", Backbone)
+    scenario, stream = build(config, "scenario", Scenario), build(config, "stream", Stream)
+    backbone = build(config, "model", Backbone)
     match_classes(backbone, stream)
     for domain in stream.domains:
         if not len(domain.labels) or int(domain.labels.min()) < 0:
             raise ValueError(f"tta-search chooses with labels, but {domain} has images without: choose another stream")
     stream.prepare()
-    backbone = place(backbone, device)
+    backbone = to_device(backbone, device)
 
     def make_method(values: Values) -> Method:
-        return make_part(_with(config, values), "method", Method, backbone=backbone)  # type: ignore[type-abstract]
+        return build(_with(config, values), "method", Method, backbone=backbone)  # type: ignore[type-abstract]
 
     share = replace(scenario, **labelled)
     evaluation = Evaluation(make_method, stream, scenario, share, config.seed, device, precision)
     method = make_method(first or (space.grid or [present])[0])
     evaluation.check(method)
-    configuration = _configuration(config, space, first, backbone.tag, f"{stream.digest} {method.data}".strip())
+    configuration = _configuration(
+        config, space, first, backbone.weights_id, f"{stream.digest} {method.data_digest}".strip()
+    )
     objective = plain(config.objective)
     folder = _folder(config, configuration, stream.subset)
     return Search(evaluation, space, configuration, first, folder, options, objective, _title())

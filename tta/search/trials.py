@@ -16,7 +16,7 @@ from tta.methods.base import Method, batch_too_small
 from tta.runner import Runner
 from tta.runs.directory import RunDirectory
 from tta.search.space import Values
-from tta.streams import Batch, Planned, Scenario, Stream, Visit
+from tta.streams import Batch, BatchPlan, DomainVisit, Scenario, Stream
 from tta.streams.stream import CPU
 from tta.utils.devices import FP32, Precision
 
@@ -49,18 +49,18 @@ class JudgedStream(Stream):
         self._known = [torch.zeros(len(domain.labels), dtype=torch.bool) for domain in stream.domains]
         for planned in stream.plan(share, seed):
             for place, visit in enumerate(planned.visits):
-                self._known[visit.number][planned.index[planned.member == place]] = True
+                self._known[visit.number][planned.index[planned.domain_index == place]] = True
         self._plan = stream.plan(scenario, seed)
-        everything = (self._known_in(p.visits, p.member, p.index).all() for p in self._plan)
+        everything = (self._known_in(p.visits, p.domain_index, p.index).all() for p in self._plan)
         self._all_known = all(everything)
         self.visits = len({visit for planned in self._plan for visit in planned.visits})
         self.smallest = min(len(planned.index) for planned in self._plan)
 
-    def plan(self, scenario: Scenario, seed: int) -> list[Planned]:
+    def plan(self, scenario: Scenario, seed: int) -> list[BatchPlan]:
         """List all batches to come."""
         return self._plan
 
-    def batches(self, plan: Sequence[Planned], device: torch.device = CPU) -> Iterator[Batch]:
+    def batches(self, plan: Sequence[BatchPlan], device: torch.device = CPU) -> Iterator[Batch]:
         """Give the planned batches, in order."""
         if self._kept is not None:
             yield from self._kept
@@ -78,20 +78,20 @@ class JudgedStream(Stream):
         """Take the labels away that are not known."""
         if self._all_known:
             return batch
-        known = self._known_in(batch.visits, batch.member, batch.index)
+        known = self._known_in(batch.visits, batch.domain_index, batch.index)
         others = tuple(visit._replace(domain=UNLABELLED) for visit in batch.visits)
         return replace(
             batch,
             labels=torch.where(known, batch.labels, 0),
             visits=batch.visits + others,
-            member=torch.where(known, batch.member, batch.member + len(batch.visits)),
+            domain_index=torch.where(known, batch.domain_index, batch.domain_index + len(batch.visits)),
         )
 
-    def _known_in(self, visits: Sequence[Visit], member: Tensor, index: Tensor) -> Tensor:
+    def _known_in(self, visits: Sequence[DomainVisit], domain_index: Tensor, index: Tensor) -> Tensor:
         """Say of which images (n,) the labels are known."""
         known = torch.empty(len(index), dtype=torch.bool)
         for place, visit in enumerate(visits):
-            of = member == place
+            of = domain_index == place
             known[of] = self._known[visit.number][index[of]]
         return known
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta.streams.types import Loaded
+from tta.streams.types import LoadedImages
 
 
 class ArrayImages:
@@ -26,11 +26,11 @@ class ArrayImages:
         self.array = array
         self.channels_first = channels_first
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Read the images of these indices, as uint8 (n, 3, H, W), in memory as they are in the array."""
         # NumPy lets other threads go on meanwhile, but indexes a memory map, as such, slowly.
         images = torch.from_numpy(np.take(np.asarray(self.array), index.numpy(), axis=0))
-        return Loaded(images if self.channels_first else images.permute(0, 3, 1, 2), torch.arange(len(index)))
+        return LoadedImages(images if self.channels_first else images.permute(0, 3, 1, 2), torch.arange(len(index)))
 
     @property
     def size(self) -> int:
@@ -38,11 +38,11 @@ class ArrayImages:
         return self.array.shape[2]
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all images are in the array: none has to be looked for elsewhere."""
         return True
 
-    def content(self, index: Tensor) -> str:
+    def cache_key(self, index: Tensor) -> str:
         """Name the images of these indices by their pixels."""
         return hashlib.sha256(np.take(np.asarray(self.array), index.numpy(), axis=0).data).hexdigest()
 
@@ -75,22 +75,22 @@ class CachedImages(ArrayImages):
         self.needed = needed
         self.source = source
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Read the images of these indices, uint8 (n, 3, size, size), in memory as the source gives them."""
         rows = self.rows[index]
         (there,), (missing,) = torch.where(rows >= 0), torch.where(rows < 0)
         cached = super().__call__(rows[there]).images
         if not len(missing):
-            return Loaded(cached, there)
+            return LoadedImages(cached, there)
         images, kept, skipped = self.source(index[missing])
         if not len(images):
-            return Loaded(cached, there, skipped)
+            return LoadedImages(cached, there, skipped)
         kept, order = torch.cat([there, missing[kept]]).sort()
         together = torch.cat([cached, images])
-        return Loaded(torch.empty_like(together).copy_(together[order]), kept, skipped)
+        return LoadedImages(torch.empty_like(together).copy_(together[order]), kept, skipped)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all images that may be asked for are in the array."""
         return bool((self.rows[self.needed] >= 0).all())
 
@@ -116,11 +116,11 @@ class DeviceImages:
         self.channels_first = channels_first
         self.rows = rows
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Pick the images of these indices on the device; nothing but the indices crosses to it."""
         rows = index if self.rows is None else self.rows[index]
         images = self._images.index_select(0, rows.to(self.device, non_blocking=True))
-        return Loaded(images if self.channels_first else images.permute(0, 3, 1, 2), torch.arange(len(index)))
+        return LoadedImages(images if self.channels_first else images.permute(0, 3, 1, 2), torch.arange(len(index)))
 
     @cached_property
     def _images(self) -> Tensor:

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from tta.data.progress import bar, in_bytes
 from tta.streams.arrays import ArrayImages, CachedImages
-from tta.streams.loader import as_is
-from tta.streams.types import Domain, Made, Readable
-from tta.utils.paths import alone, atomic_folder, cache_dir
+from tta.streams.loader import identity_collate
+from tta.streams.types import CacheableImages, DerivedImages, Domain
+from tta.utils.paths import atomic_folder, cache_dir, folder_lock
 
 FORMAT = 1
 CHUNK = 64
@@ -148,10 +148,10 @@ class _Cache:
 def _identity(domain: Domain, index: Tensor, contents: dict[tuple[int, bytes], str]) -> dict[str, Any]:
     """Say what the pixels of these images follow from, wherever those are."""
     load, how = domain.load, []
-    while isinstance(load, Made):
-        how.append(dict(load.how()))
+    while isinstance(load, DerivedImages):
+        how.append(dict(load.recipe()))
         load = load.clean
-    if not isinstance(load, Readable):
+    if not isinstance(load, CacheableImages):
         raise ValueError(
             f"stream.cache: the images of {domain} cannot be cached: what reads them has no size or content(index); "
             "choose stream.cache=false"
@@ -159,7 +159,7 @@ def _identity(domain: Domain, index: Tensor, contents: dict[tuple[int, bytes], s
     chosen = hashlib.sha256(index.numpy().tobytes())
     key = id(load), chosen.digest()
     if key not in contents:  # the files of all corruptions of a clean data set are the same
-        contents[key] = load.content(index)
+        contents[key] = load.cache_key(index)
     return {
         "format": FORMAT,
         "images": len(index),
@@ -196,7 +196,7 @@ def _make(cache: _Cache, workers: int, advance: Callable[[int], None]) -> None:
         _say(f"another process is making {cache.path} (it holds {lock}): waiting until it has done")
 
     try:
-        with alone(cache.path, wait):
+        with folder_lock(cache.path, wait):
             if cache.problem() is None:
                 return
             for left in [cache.path, *cache.folder.glob(f".{cache.path.name}-*")]:  # of one that was killed
@@ -218,7 +218,9 @@ def _fill(cache: _Cache, folder: Path, workers: int, advance: Callable[[int], No
         pixels.truncate(cache.bytes)
         chunks = _Chunks(cache.domain.load, cache.index, file, 3 * cache.size**2)
         generator = torch.Generator()  # or it would draw from the global one, which is the method's
-        for done in DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=as_is, generator=generator):
+        for done in DataLoader(
+            chunks, batch_size=None, num_workers=workers, collate_fn=identity_collate, generator=generator
+        ):
             if isinstance(done, Exception):
                 raise done
             kept += done[0]
@@ -238,16 +240,16 @@ class _Chunks(Dataset[Done]):
 
     def __init__(self, load: Any, index: Tensor, file: Path, bytes_each: int) -> None:
         self.load = load
-        self.places = torch.arange(len(index)).split(CHUNK)
+        self.class_ids = torch.arange(len(index)).split(CHUNK)
         self.index = index
         self.file = file
         self.bytes_each = bytes_each
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.class_ids)
 
     def __getitem__(self, number: int) -> Done:
-        places = self.places[number]
+        places = self.class_ids[number]
         try:
             images, kept, _ = self.load(self.index[places])
             channels_first = images.is_contiguous()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tta.streams.types import Loaded
+from tta.streams.types import LoadedImages
 
 JPEG = b"\xff\xd8"
 FAST = ("YCbCr", "Gray")
@@ -35,7 +35,7 @@ class FileImages:
         self.skip = skip
         self.crop = crop
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Decode the images of these indices into uint8 (n, 3, size, size), in channels-last memory."""
         pixels = np.empty((len(index), self.size, self.size, 3), np.uint8)
         kept: list[int] = []
@@ -52,9 +52,9 @@ class FileImages:
                 "again, or leave such images out, counted, with stream.on_error=skip"
             )
         images = torch.from_numpy(pixels[: len(kept)]).permute(0, 3, 1, 2)
-        return Loaded(images, torch.tensor(kept, dtype=torch.int64), tuple(faults))
+        return LoadedImages(images, torch.tensor(kept, dtype=torch.int64), tuple(faults))
 
-    def content(self, index: Tensor) -> str:
+    def cache_key(self, index: Tensor) -> str:
         """Name the images of these indices by their files' names, sizes and times of change."""
         name = hashlib.sha256(f"{self.size} {self.crop}".encode())
         for sample in index.tolist():

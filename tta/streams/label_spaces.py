@@ -15,16 +15,16 @@ PARTS = ("imagenet_r", "imagenet_a")
 
 
 @dataclass(frozen=True)
-class Part:
+class ClassSubset:
     """A part of the classes of a larger data set; labels and logits count these alone.
 
     Args:
-        places: int64 (C,), of the classes among all, in the order of their labels.
-        total: how many classes there are in all.
+        class_ids: int64 (C,), of the classes among all, in the order of their labels.
+        num_source_classes: how many classes there are in all.
     """
 
-    places: Tensor
-    total: int
+    class_ids: Tensor
+    num_source_classes: int
 
 
 @cache
@@ -36,7 +36,7 @@ def imagenet_classes() -> dict[str, int]:
 
 
 @cache
-def part_classes(name: str) -> dict[str, int]:
+def subset_classes(name: str) -> dict[str, int]:
     """Class index of each of the 200 wnids of one of ``PARTS``: their place in alphabetical order."""
     import timm.data
 
@@ -44,10 +44,10 @@ def part_classes(name: str) -> dict[str, int]:
     return {wnid: number for number, wnid in enumerate(sorted(file.read_text().split()))}
 
 
-def part_of_imagenet(wnids: Sequence[str]) -> Part:
+def imagenet_subset(wnids: Sequence[str]) -> ClassSubset:
     """Describe these wnids, in this order, as a part of ImageNet's 1 000."""
     places = imagenet_classes()
-    return Part(torch.tensor([places[wnid] for wnid in wnids]), len(places))
+    return ClassSubset(torch.tensor([places[wnid] for wnid in wnids]), len(places))
 
 
 def read_classes(classes: str) -> dict[str, int]:
@@ -60,7 +60,7 @@ def read_classes(classes: str) -> dict[str, int]:
         ValueError: if it is neither, or a name comes twice.
     """
     if classes in PARTS:
-        return part_classes(classes)
+        return subset_classes(classes)
     names = read_lines(classes, "stream.classes", f"{', '.join(PARTS)}, or", "the name of a class's folder")
     return {name: number for number, name in enumerate(names)}
 

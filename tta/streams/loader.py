@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tta.streams.arrays import ArrayImages
 from tta.streams.files import FileImages
-from tta.streams.types import Batch, Domain, Made, Planned
+from tta.streams.types import Batch, BatchPlan, DerivedImages, Domain
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -34,7 +34,7 @@ RESIDENT_SHARE = 0.25
 
 
 def read_batches(
-    domains: Sequence[Domain], plan: Sequence[Planned], workers: int, device: torch.device
+    domains: Sequence[Domain], plan: Sequence[BatchPlan], workers: int, device: torch.device
 ) -> Iterator[Batch]:
     """Read the planned batches, in order.
 
@@ -59,8 +59,8 @@ def read_batches(
     on_gpu = device.type == "cuda"
     sources = [clean_of(domain) for domain in domains]
     used = [sources[number] for number in sorted({visit.number for planned in plan for visit in planned.visits})]
-    if on_gpu and fit(used, room_on(device)):
-        sources = resident(sources, device)
+    if on_gpu and fits_on_device(used, device_budget(device)):
+        sources = device_resident(sources, device)
         workers, on_gpu = 0, False  # the images are there already
     threads = all(isinstance(domain.load, READ_BY_THREADS) for domain in used)
     batches = _Batches(sources, plan)
@@ -78,8 +78,8 @@ def clean_of(domain: Domain) -> Domain:
     return replace(domain, load=makes.clean) if makes else domain
 
 
-def _made_there(domain: Domain) -> Made | None:
-    return domain.load if isinstance(domain.load, Made) and domain.load.on_device else None
+def _made_there(domain: Domain) -> DerivedImages | None:
+    return domain.load if isinstance(domain.load, DerivedImages) and domain.load.on_device else None
 
 
 def _finished(batch: Batch, domains: Sequence[Domain], device: torch.device) -> Batch:
@@ -90,26 +90,26 @@ def _finished(batch: Batch, domains: Sequence[Domain], device: torch.device) -> 
     images = batch.images.to(device, non_blocking=True)
     finished = torch.empty(images.shape, dtype=images.dtype, device=device)
     for place, load in enumerate(makes):
-        (positions,) = torch.where(batch.member == place)
+        (positions,) = torch.where(batch.domain_index == place)
         there = positions.to(device, non_blocking=True)
         part = images[there]
         finished[there] = load.make(part, batch.index[positions]) if load is not None and len(part) else part
     return replace(batch, images=finished)
 
 
-def room_on(device: torch.device) -> int:
+def device_budget(device: torch.device) -> int:
     """Bytes of images that may lie on a GPU."""
     return min(RESIDENT_BYTES, int(RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]))
 
 
-def fit(domains: Iterable[Domain], room: int) -> bool:
+def fits_on_device(domains: Iterable[Domain], room: int) -> bool:
     """Whether the images of the domains can be held on a device, in so many bytes."""
     loads = {id(domain.load): domain.load for domain in domains}.values()  # a domain that comes again is held once
-    arrays = [load for load in loads if isinstance(load, ArrayImages) and load.whole]
+    arrays = [load for load in loads if isinstance(load, ArrayImages) and load.is_complete]
     return len(arrays) == len(loads) and sum(load.array.nbytes for load in arrays) <= room
 
 
-def resident(domains: Sequence[Domain], device: torch.device) -> list[Domain]:
+def device_resident(domains: Sequence[Domain], device: torch.device) -> list[Domain]:
     """Give the domains whose images are in arrays with images that are held on a device."""
     held = {id(d.load): d.load.on(device) for d in domains if isinstance(d.load, ArrayImages)}
     return [replace(domain, load=held.get(id(domain.load), domain.load)) for domain in domains]
@@ -122,7 +122,7 @@ def _by_processes(batches: _Batches, workers: int, pin_memory: bool) -> Generato
         batch_size=None,
         shuffle=False,
         num_workers=workers,
-        collate_fn=as_is,
+        collate_fn=identity_collate,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or it would draw from the global one, which is the method's
     )
@@ -168,10 +168,10 @@ def _copied_ahead(items: Iterable[Item], device: torch.device) -> Iterator[Item]
             item.images.record_stream(now)  # its memory is not given to the next copy before this work is done
         return item
 
-    return one_ahead(items, start, finish)
+    return prefetch_one(items, start, finish)
 
 
-def one_ahead(items: Iterable[T], start: Callable[[T], S], finish: Callable[[S], T]) -> Iterator[T]:
+def prefetch_one(items: Iterable[T], start: Callable[[T], S], finish: Callable[[S], T]) -> Iterator[T]:
     """Start each item before the one before it is given out, and finish it at its turn."""
     started: deque[S] = deque()
     for item in items:
@@ -185,7 +185,7 @@ def one_ahead(items: Iterable[T], start: Callable[[T], S], finish: Callable[[S],
 class _Batches(Dataset[Item]):
     """The batches of a plan, read by their number."""
 
-    def __init__(self, domains: Sequence[Domain], plan: Sequence[Planned]) -> None:
+    def __init__(self, domains: Sequence[Domain], plan: Sequence[BatchPlan]) -> None:
         self.domains = domains
         self.plan = plan
 
@@ -195,7 +195,7 @@ class _Batches(Dataset[Item]):
     def __getitem__(self, number: int) -> Item:
         planned = self.plan[number]
         try:
-            parts = [self._part(planned, place) for place in planned.member.unique().tolist()]
+            parts = [self._part(planned, place) for place in planned.domain_index.unique().tolist()]
         except (OSError, ValueError) as error:
             return error  # raised in a worker, its message would be the text of a whole trace
         order = torch.cat([part.positions for part in parts]).argsort()
@@ -204,16 +204,16 @@ class _Batches(Dataset[Item]):
             images=_together([part.images for part in parts], order),
             labels=_together([part.labels for part in parts], order),
             visits=planned.visits,
-            member=planned.member[kept],
+            domain_index=planned.domain_index[kept],
             index=planned.index[kept],
             starts_domain=planned.starts_domain,
             reset=planned.reset,
             skipped=tuple(image for part in parts for image in part.skipped),
         )
 
-    def _part(self, planned: Planned, place: int) -> _Part:
+    def _part(self, planned: BatchPlan, place: int) -> _Part:
         """Read the images of a batch that belong to one of its visits."""
-        (positions,) = torch.where(planned.member == place)
+        (positions,) = torch.where(planned.domain_index == place)
         domain = self.domains[planned.visits[place].number]
         images, kept, skipped = domain.load(planned.index[positions])
         positions = positions[kept]
@@ -235,6 +235,6 @@ def _together(parts: list[Tensor], order: Tensor) -> Tensor:
     return torch.empty_like(joined).copy_(joined[order])
 
 
-def as_is(item: Any) -> Any:
+def identity_collate(item: Any) -> Any:
     """Collate nothing."""
     return item

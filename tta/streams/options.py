@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from tta.corruptions import BENCHMARK, CORRUPTIONS
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "benchmark": BENCHMARK,
@@ -51,10 +51,10 @@ def choose_severities(severity: int | Sequence[int]) -> list[int]:
         ValueError: for one outside 1 to 5, or none.
     """
     if not isinstance(severity, list | tuple):
-        return [whole_number("stream.severity", severity, 1, 5)]
+        return [check_int("stream.severity", severity, 1, 5)]
     if not severity:
         raise ValueError("stream.severity is an empty list: give a number from 1 to 5, or several")
-    return [whole_number("each of stream.severity", value, 1, 5) for value in severity]
+    return [check_int("each of stream.severity", value, 1, 5) for value in severity]
 
 
 def choose_on_error(on_error: str) -> bool:

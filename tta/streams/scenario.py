@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tta.utils.validation import fraction, number, whole_number
+from tta.utils.validation import check_float, check_fraction, check_int
 
 RESETS = ("domain", "batch", "never")
 ORDERS = ("shuffle", "file", "sorted", "dirichlet", "imbalance")
@@ -97,13 +97,13 @@ class Scenario:
                 "scenario.reset=domain resets before each domain, but with scenario.mix=true none follows another: "
                 "choose scenario.reset=never or batch"
             )
-        whole_number("scenario.rounds", self.rounds, 1)
+        check_int("scenario.rounds", self.rounds, 1)
         if self.long_tailed is not None:
-            number("scenario.long_tailed", self.long_tailed, 1)
+            check_float("scenario.long_tailed", self.long_tailed, 1)
         self._check_share()
 
     def _check_share(self) -> None:
-        whole_number("scenario.share_seed", self.share_seed, 0)
+        check_int("scenario.share_seed", self.share_seed, 0)
         if self.part == "all":
             if self.share is not None:
                 raise ValueError(
@@ -113,7 +113,7 @@ class Scenario:
         elif self.share is None:
             raise ValueError(f"scenario.part={self.part} needs scenario.share: give it with scenario.share=0.2")
         else:
-            fraction("scenario.share", self.share)
+            check_fraction("scenario.share", self.share)
 
     def _check_parameter(self, name: str, order: str) -> None:
         value = getattr(self, name)
@@ -126,9 +126,9 @@ class Scenario:
             return
         if value is None:
             raise ValueError(f"scenario.order={order} needs scenario.{name}: give it with scenario.{name}=<number>")
-        number(f"scenario.{name}", value, 1 if order == "imbalance" else MIN_DELTA)
+        check_float(f"scenario.{name}", value, 1 if order == "imbalance" else MIN_DELTA)
 
-    def keep(self, labels: Tensor) -> Tensor:
+    def select(self, labels: Tensor) -> Tensor:
         """Choose from the samples with these labels (N,) those that come, as ascending positions.
 
         Raises:
@@ -149,10 +149,10 @@ class Scenario:
         for k, label in enumerate(classes):
             (positions,) = torch.where(labels == label)
             decay = self.long_tailed ** (-k / max(len(classes) - 1, 1))
-            chosen.append(positions[spread(len(positions), max(round(len(positions) * decay), 1))])
+            chosen.append(positions[evenly_spaced(len(positions), max(round(len(positions) * decay), 1))])
         return torch.cat(chosen).sort().values if chosen else torch.arange(0)
 
-    def arrange(self, labels: Tensor, domain: str, seed: int) -> Tensor:
+    def order_of(self, labels: Tensor, domain: str, seed: int) -> Tensor:
         """Order the samples with these labels (N,): the positions in the order of their arrival, each once."""
         if self.order == "file":
             return torch.arange(len(labels))
@@ -176,8 +176,8 @@ class Scenario:
         return shuffled[torch.from_numpy(order)]
 
 
-def spread(total: int, count: int) -> Tensor:
-    """Positions of ``count`` of ``total`` samples, as evenly spaced as can be."""
+def evenly_spaced(total: int, count: int) -> Tensor:
+    """Positions of ``count`` of ``num_source_classes`` samples, as evenly spaced as can be."""
     return torch.arange(count) * total // count
 
 
@@ -210,7 +210,7 @@ def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     turn = rng.permutation(int(classes.max()) + 1)[classes]
     by_class = np.lexsort((rng.permutation(total), turn))
     chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[torch.from_numpy(by_class)[spread(total, count)]] = True
+    chosen[torch.from_numpy(by_class)[evenly_spaced(total, count)]] = True
     return torch.where(chosen)[0], torch.where(~chosen)[0]
 
 

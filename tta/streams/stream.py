@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from tta.streams.cache import cache_folder, check_cache, open_cached
-from tta.streams.label_spaces import Part
+from tta.streams.label_spaces import ClassSubset
 from tta.streams.loader import read_batches
-from tta.streams.scenario import Scenario, spread
-from tta.streams.types import MIXED, Batch, Domain, Loaded, Planned, Visit, place_of
-from tta.utils.validation import whole_number
-
-__all__ = ["MIXED", "Batch", "Domain", "Loaded", "Planned", "Stream", "Visit", "place_of"]
+from tta.streams.scenario import Scenario, evenly_spaced
+from tta.streams.types import MIXED, Batch, BatchPlan, Domain, DomainVisit
+from tta.utils.validation import check_int
 
 CPU = torch.device("cpu")
 
@@ -52,7 +50,7 @@ class Stream:
         batch_size: int,
         limit: int | None = None,
         workers: int = 0,
-        classes: Part | None = None,
+        classes: ClassSubset | None = None,
         subset: str | None = None,
         cache: bool | str = False,
     ) -> None:
@@ -60,9 +58,9 @@ class Stream:
             raise ValueError("a stream needs at least one domain: stream.corruptions is empty")
         self.domains = list(domains)
         self.num_classes = num_classes
-        self.batch_size = whole_number("stream.batch_size", batch_size, 1)
-        self.limit = None if limit is None else whole_number("stream.limit", limit, 1)
-        self.workers = whole_number("stream.workers", workers, 0)
+        self.batch_size = check_int("stream.batch_size", batch_size, 1)
+        self.limit = None if limit is None else check_int("stream.limit", limit, 1)
+        self.workers = check_int("stream.workers", workers, 0)
         self.classes = classes
         self.subset = subset
         self.cache = check_cache(cache)
@@ -74,7 +72,7 @@ class Stream:
         if self.subset is not None:
             content.update(self.subset.encode())
         if self.classes is not None:
-            content.update(f"{self.classes.places.tolist()} of {self.classes.total}".encode())
+            content.update(f"{self.classes.class_ids.tolist()} of {self.classes.num_source_classes}".encode())
         for domain in self.domains:
             content.update(str(domain).encode())
             content.update(domain.labels.numpy().tobytes())
@@ -83,37 +81,39 @@ class Stream:
             content.update(domain.load(few).images.contiguous().numpy().tobytes())
         return content.hexdigest()[:12]
 
-    def plan(self, scenario: Scenario, seed: int) -> list[Planned]:
+    def plan(self, scenario: Scenario, seed: int) -> list[BatchPlan]:
         """List all batches to come; it depends on the stream, the scenario and the seed alone."""
-        plan: list[Planned] = []
+        plan: list[BatchPlan] = []
         seen: Counter[str] = Counter()
         for number in range(scenario.rounds):
             visits = []
             for place, domain in enumerate(self.domains):
                 seen[str(domain)] += 1
-                visits.append(Visit(place, domain.name, domain.severity, seen[str(domain)]))
+                visits.append(DomainVisit(place, domain.name, domain.severity, seen[str(domain)]))
             if scenario.mix:
-                plan.extend(self._cut(visits, scenario, _again(MIXED, number + 1), seed))
+                plan.extend(self._plan_domain(visits, scenario, _order_key(MIXED, number + 1), seed))
                 continue
             for visit in visits:
-                name = _again(str(self.domains[visit.number]), visit.visit)
-                plan.extend(self._cut([visit], scenario, name, seed))
+                name = _order_key(str(self.domains[visit.number]), visit.visit)
+                plan.extend(self._plan_domain([visit], scenario, name, seed))
         return plan
 
-    def _cut(self, visits: Sequence[Visit], scenario: Scenario, name: str, seed: int) -> Iterator[Planned]:
+    def _plan_domain(
+        self, visits: Sequence[DomainVisit], scenario: Scenario, name: str, seed: int
+    ) -> Iterator[BatchPlan]:
         """Cut what comes together into batches, in the order that goes by this name."""
         indices, labels = [], []
         for visit in visits:
             domain = self.domains[visit.number]
             index = self._selected(domain)
-            indices.append(index[scenario.keep(domain.labels[index])])
+            indices.append(index[scenario.select(domain.labels[index])])
             labels.append(domain.labels[indices[-1]])
-        member = torch.arange(len(visits)).repeat_interleave(torch.tensor([len(index) for index in indices]))
-        order = scenario.arrange(torch.cat(labels), name, seed)
-        parts = (values[order].split(self.batch_size) for values in (member, torch.cat(indices)))
+        domain_index = torch.arange(len(visits)).repeat_interleave(torch.tensor([len(index) for index in indices]))
+        order = scenario.order_of(torch.cat(labels), name, seed)
+        parts = (values[order].split(self.batch_size) for values in (domain_index, torch.cat(indices)))
         for number, (of, index) in enumerate(zip(*parts, strict=True)):
             reset = scenario.reset == "batch" or (scenario.reset == "domain" and number == 0)
-            yield Planned(tuple(visits), of, index, number == 0, reset)
+            yield BatchPlan(tuple(visits), of, index, number == 0, reset)
 
     def prepare(self) -> None:
         """Make what is made once, before the first batch: the decoded cache, if there is to be one.
@@ -132,7 +132,7 @@ class Stream:
         chosen = [self._selected(domain) for domain in self.domains]
         return open_cached(self.domains, chosen, cache_folder(self.cache), self.workers)
 
-    def batches(self, plan: Sequence[Planned], device: torch.device = CPU) -> Iterator[Batch]:
+    def batches(self, plan: Sequence[BatchPlan], device: torch.device = CPU) -> Iterator[Batch]:
         """Read the planned batches, in order.
 
         Args:
@@ -147,9 +147,9 @@ class Stream:
 
     def _selected(self, domain: Domain) -> Tensor:
         total = len(domain.labels)
-        return spread(total, total if self.limit is None else min(self.limit, total))
+        return evenly_spaced(total, total if self.limit is None else min(self.limit, total))
 
 
-def _again(name: str, visit: int) -> str:
+def _order_key(name: str, visit: int) -> str:
     """Name of the order of a visit: the first one's is that of the domain, whether or not it comes again."""
     return name if visit == 1 else f"{name}/{visit}"

@@ -12,7 +12,7 @@ MIXED = "mixed"
 """Name of what arrives where the images of several domains come together."""
 
 
-class Loaded(NamedTuple):
+class LoadedImages(NamedTuple):
     """Images read for a list of sample indices; those that could not be read are left out and named."""
 
     images: Tensor  # uint8 (n, 3, H, W)
@@ -21,32 +21,32 @@ class Loaded(NamedTuple):
 
 
 @runtime_checkable
-class Readable(Protocol):
+class CacheableImages(Protocol):
     """Images that can be cached as they are read."""
 
     size: int  # height and width
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Read the images of these indices, uint8 (n, 3, size, size)."""
 
-    def content(self, index: Tensor) -> str:
+    def cache_key(self, index: Tensor) -> str:
         """Name what their pixels follow from; another name for other pixels."""
 
 
 @runtime_checkable
-class Made(Protocol):
+class DerivedImages(Protocol):
     """Images that are made of others."""
 
     clean: Any  # a Readable
     on_device: bool  # they are made where the batch goes, when it is there
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Make the images of these indices, uint8 (n, 3, size, size)."""
 
     def make(self, images: Tensor, index: Tensor) -> Tensor:
         """Make them of the others, uint8 (n, 3, size, size), on the device of those."""
 
-    def how(self) -> Mapping[str, Any]:
+    def recipe(self) -> Mapping[str, Any]:
         """Say what is made of the others."""
 
 
@@ -64,13 +64,13 @@ class Domain:
     name: str
     severity: int
     labels: Tensor
-    load: Callable[[Tensor], Loaded]
+    load: Callable[[Tensor], LoadedImages]
 
     def __str__(self) -> str:
         return f"{self.name}-{self.severity}"
 
 
-class Visit(NamedTuple):
+class DomainVisit(NamedTuple):
     """A domain that comes, perhaps not for the first time."""
 
     number: int  # of the domain, in Stream.domains
@@ -79,7 +79,7 @@ class Visit(NamedTuple):
     visit: int  # 1 when this domain comes at this severity for the first time, then 2 ...
 
 
-def place_of(visits: Sequence[Visit]) -> dict[str, Any]:
+def domain_key(visits: Sequence[DomainVisit]) -> dict[str, Any]:
     """Columns that say where a row belongs; for what is mixed together, as far as all agree."""
 
     def agreed(values: Iterable[Any], otherwise: str | None) -> Any:
@@ -94,11 +94,11 @@ def place_of(visits: Sequence[Visit]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Planned:
+class BatchPlan:
     """A batch to come: which samples of which visit."""
 
-    visits: tuple[Visit, ...]  # those it draws from: one, or all that are mixed together
-    member: Tensor  # int64 (n,): the place in visits of each image
+    visits: tuple[DomainVisit, ...]  # those it draws from: one, or all that are mixed together
+    domain_index: Tensor  # int64 (n,): the place in visits of each image
     index: Tensor  # int64 (n,): sample indices in the data set
     starts_domain: bool  # it is the first of its visits
     reset: bool
@@ -110,8 +110,8 @@ class Batch:
 
     images: Tensor  # uint8 (n, 3, H, W)
     labels: Tensor  # int64 (n,)
-    visits: tuple[Visit, ...]  # those it draws from: one, or all that are mixed together
-    member: Tensor  # int64 (n,): the place in visits of each image
+    visits: tuple[DomainVisit, ...]  # those it draws from: one, or all that are mixed together
+    domain_index: Tensor  # int64 (n,): the place in visits of each image
     index: Tensor  # int64 (n,): sample indices in the data set
     starts_domain: bool
     reset: bool  # the method is to be reset before this batch
@@ -120,9 +120,9 @@ class Batch:
     @property
     def domain(self) -> str:
         """Name of the domain, or ``mixed``."""
-        return place_of(self.visits)["domain"]
+        return domain_key(self.visits)["domain"]
 
     def pin_memory(self) -> Batch:
         """Move what goes to a GPU into page-locked memory; called by those who read ahead."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "member")}
+        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "domain_index")}
         return replace(self, **pinned)

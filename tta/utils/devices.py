@@ -25,7 +25,7 @@ class Precision:
     dtype: torch.dtype | None = None
     tf32: bool = False
 
-    def on(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> torch.autocast:
         """Compute so, on this device, within the context; a backward pass behind it has the same choice of TF32."""
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
         return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
@@ -89,19 +89,19 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return PRECISIONS[name]
 
 
-def place(backbone: ModuleT, device: torch.device) -> ModuleT:
+def to_device(backbone: ModuleT, device: torch.device) -> ModuleT:
     """Bring a backbone, in place, to a device, and its convolutions to the memory format that is faster there.
 
     On a CPU that is channels-last: images may have any format, and what the convolutions make of them is channels-last
     from the first on. Only the order of sums differs. On a GPU the format stays what it is, as long as nobody has
     measured there.
     """
-    if device.type == "cpu" and bears_channels_last(backbone):
+    if device.type == "cpu" and supports_channels_last(backbone):
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it
     return backbone.to(device)
 
 
-def bears_channels_last(model: nn.Module) -> bool:
+def supports_channels_last(model: nn.Module) -> bool:
     """Whether a CPU can compute a model's gradients on channels-last images.
 
     torch 2.11 crashes there in the backward pass of a GroupNorm whose input is channels-last and needs no gradient.
@@ -109,7 +109,7 @@ def bears_channels_last(model: nn.Module) -> bool:
     return not any(isinstance(module, nn.GroupNorm) for module in model.modules())
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Have this process keep the memory of tensors that are gone for those to come; nothing else changes.
 
     The C library hands blocks above 32 MB, which is one batch of float images, back to the system at once, and gets

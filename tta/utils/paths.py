@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def alone(folder: Path, wait: Callable[[Path], None]) -> AbstractContextManager[Any]:
+def folder_lock(folder: Path, wait: Callable[[Path], None]) -> AbstractContextManager[Any]:
     """Take the lock of a folder, until the block ends. The system frees it when a process dies, however it does.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
 
 
-class PartError(TypeError):
+class ComponentError(TypeError):
     """A part, which may be one of the user's own, is or gives something else than it must; the message says it all."""
 
 
@@ -20,14 +20,14 @@ def is_web_page(head: bytes) -> bool:
     return head.lstrip().lower().startswith(WEB_PAGE)
 
 
-def yes_or_no(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any) -> bool:
     """Return ``value`` if it is true or false, else raise ``ValueError`` that says so."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
     return value
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return ``value`` if it is a whole number in that range, else raise ``ValueError`` as above."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         expected = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -35,7 +35,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return value
 
 
-def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+def check_float(name: str, value: Any, least: float, most: float = math.inf) -> float:
     """Return ``value`` if it is a number in that range, else raise ``ValueError`` as above."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         expected = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
@@ -43,7 +43,7 @@ def number(name: str, value: Any, least: float, most: float = math.inf) -> float
     return value
 
 
-def fraction(name: str, value: Any) -> float:
+def check_fraction(name: str, value: Any) -> float:
     """Return ``value`` if it is a number above 0 and below 1, else raise ``ValueError`` as above."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"{name} must be a number above 0 and below 1, got {value!r}")

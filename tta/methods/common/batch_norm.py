@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tta.methods.common.exact_batch_norm import TORCHS_OWN, CurrentBatchNorm
+from tta.methods.common.exact_batch_norm import TORCHS_OWN, BatchStatsNorm
 
 
-def drop_running_statistics(model: nn.Module) -> bool:
+def use_batch_stats(model: nn.Module) -> bool:
     """Make every BatchNorm layer normalise with the statistics of the current batch, and keep none.
 
     The running statistics are dropped, so that no mode a caller could set brings them back. A layer of torch or timm
-    has a ``CurrentBatchNorm`` put in its place; one of another kind goes on by itself.
+    has a ``BatchStatsNorm`` put in its place; one of another kind goes on by itself.
 
     Returns:
         Whether there is any such layer.
@@ -25,12 +25,12 @@ def drop_running_statistics(model: nn.Module) -> bool:
     def current(layer: _BatchNorm) -> nn.Module:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        return CurrentBatchNorm(layer) if type(layer).__module__.startswith(TORCHS_OWN) else layer
+        return BatchStatsNorm(layer) if type(layer).__module__.startswith(TORCHS_OWN) else layer
 
     return _replace_layers(model, current)
 
 
-def in_company(images: Tensor) -> Tensor:
+def duplicate_if_single(images: Tensor) -> Tensor:
     """Give a lone image itself for company, (1, ...) to (2, ...), and leave more than one as they are.
 
     The statistics of two copies are those of one, but torch refuses to take them of a single value in a channel.
@@ -38,7 +38,7 @@ def in_company(images: Tensor) -> Tensor:
     return torch.cat((images, images)) if len(images) == 1 else images
 
 
-class MixedBatchNorm(nn.Module):
+class BlendedBatchNorm(nn.Module):
     """A BatchNorm layer that normalises with ``(1 - share)`` running and ``share`` batch statistics.
 
     Gradients flow through the batch's share. The variance of the batch is the biased one (divided by the number of
@@ -93,23 +93,23 @@ class MixedBatchNorm(nn.Module):
         return mean, var
 
 
-def mix_statistics(model: nn.Module, share: float, track: bool = False, unbiased: bool = False) -> None:
-    """Put a ``MixedBatchNorm`` in the place of every BatchNorm layer of a model; see there for the arguments.
+def blend_statistics(model: nn.Module, share: float, track: bool = False, unbiased: bool = False) -> None:
+    """Put a ``BlendedBatchNorm`` in the place of every BatchNorm layer of a model; see there for the arguments.
 
     Raises:
         ValueError: for a share outside [0, 1], or if a layer has no running statistics.
     """
     _check_share(share)
-    _replace_layers(model, lambda layer: MixedBatchNorm(layer, share, track, unbiased))
+    _replace_layers(model, lambda layer: BlendedBatchNorm(layer, share, track, unbiased))
 
 
 @contextmanager
 def running_statistics(model: nn.Module) -> Iterator[None]:
-    """Let every ``MixedBatchNorm`` of a model normalise with its running statistics alone, and keep them as they are.
+    """Let every ``BlendedBatchNorm`` of a model normalise with its running statistics alone, and keep them as they are.
 
     For a network that predicts with what it has tracked so far.
     """
-    layers = [module for module in model.modules() if isinstance(module, MixedBatchNorm)]
+    layers = [module for module in model.modules() if isinstance(module, BlendedBatchNorm)]
     for layer in layers:
         layer.mixing = False
     try:
@@ -119,14 +119,14 @@ def running_statistics(model: nn.Module) -> Iterator[None]:
             layer.mixing = True
 
 
-def follow_batches(model: nn.Module, share: float) -> list[_BatchNorm]:
+def track_with_momentum(model: nn.Module, share: float) -> list[_BatchNorm]:
     """Make torch's own moving average take ``share`` of each batch's (unbiased) statistics, in training mode.
 
     Returns:
         The BatchNorm layers, in the order of the model.
 
     Raises:
-        ValueError: as ``mix_statistics``.
+        ValueError: as ``blend_statistics``.
     """
     _check_share(share)
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tta.methods.common.losses import in_full
+from tta.methods.common.losses import upcast
 
 
 def consistency(logits: Tensor, target: Tensor, symmetric: bool = False) -> Tensor:
@@ -19,6 +19,6 @@ def consistency(logits: Tensor, target: Tensor, symmetric: bool = False) -> Tens
     Returns:
         (N,), in nats, float32 (float64 for logits of float64).
     """
-    z, target = in_full(logits), in_full(target)
+    z, target = upcast(logits), upcast(target)
     one_way = cross_entropy(z, target.softmax(-1), reduction="none")
     return (one_way + cross_entropy(target, z.softmax(-1), reduction="none")) / 2 if symmetric else one_way

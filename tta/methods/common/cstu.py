@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Entry:
+class MemoryItem:
     """What the memory knows of an image."""
 
     label: int  # the class predicted
@@ -34,7 +34,7 @@ class Memory:
     """
 
     def __init__(
-        self, entries: Iterable[Entry], capacity: int, classes: int, timeliness: float, uncertainty: float
+        self, entries: Iterable[MemoryItem], capacity: int, classes: int, timeliness: float, uncertainty: float
     ) -> None:
         self.entries = list(entries)
         self.capacity = capacity
@@ -48,7 +48,7 @@ class Memory:
         Returns:
             The slot that the image goes into, or ``None`` if it is not held.
         """
-        new = Entry(label, uncertainty, age=0)
+        new = MemoryItem(label, uncertainty, age=0)
         slot = self._slot(new)
         if slot is not None:
             self.entries[slot : slot + 1] = [new]
@@ -56,7 +56,7 @@ class Memory:
             entry.age += 1
         return slot
 
-    def _slot(self, new: Entry) -> int | None:
+    def _slot(self, new: MemoryItem) -> int | None:
         held = Counter(entry.label for entry in self.entries)
         if held[new.label] >= self.capacity / self.classes:
             rivals = {new.label}
@@ -69,6 +69,6 @@ class Memory:
         worst = max(slots, key=lambda slot: self._score(self.entries[slot]))
         return worst if self._score(self.entries[worst]) > self._score(new) else None
 
-    def _score(self, entry: Entry) -> float:
+    def _score(self, entry: MemoryItem) -> float:
         staleness = 1 / (1 + math.exp(-entry.age / self.capacity))
         return self.timeliness * staleness + self.uncertainty * entry.uncertainty / math.log(self.classes)

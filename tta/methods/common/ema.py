@@ -20,7 +20,7 @@ def selected_mean(losses: Tensor, selected: Tensor) -> Tensor:
 
 
 @contextmanager
-def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
+def sam_perturbation(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
     """Within the block, parameters stand where the loss is larger: up their gradients by a length of ``rho``.
 
     The gradients of all parameters together are one vector, ``g``, and the move is ``rho g / (|g| + 1e-12)``
@@ -41,6 +41,6 @@ def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_(average: Iterable[Tensor], new: Iterable[Tensor], share: float) -> None:
+def ema_update_(average: Iterable[Tensor], new: Iterable[Tensor], share: float) -> None:
     """Move each tensor of an exponential moving average towards the new one, in place: ``share`` of the new one."""
     torch._foreach_lerp_(list(average), list(new), share)

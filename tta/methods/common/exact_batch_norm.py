@@ -13,7 +13,7 @@ TORCHS_OWN = ("torch.nn.", "timm.layers.")
 """Layers from here normalise as their kind says, and apply their children, if there are any, to what comes of it."""
 
 
-class CurrentBatchNorm(_BatchNorm):
+class BatchStatsNorm(_BatchNorm):
     """A BatchNorm layer that normalises with the (biased) statistics of the current batch, and keeps none.
 
     Args:

@@ -44,7 +44,7 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in seen) or "nothing"
         raise ValueError(f"the classifier must see one vector for each of the {len(images)} images, it saw {shapes}")
     restricted = isinstance(model, Backbone) and model.classes is not None
-    classes = model.total_classes if restricted else logits.shape[-1]
+    classes = model.num_source_classes if restricted else logits.shape[-1]
     if layer.out_features != classes:
         raise ValueError(
             f"the last linear layer gives {layer.out_features} values, but there are {classes} classes: it is not what "
@@ -55,9 +55,9 @@ def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 
 def class_vectors(model: nn.Module) -> Tensor:
     """Return the classifier's weight, (C, D), without gradient."""
-    return of_classes(model, classifier(model).weight.detach().T).T
+    return select_classes(model, classifier(model).weight.detach().T).T
 
 
-def of_classes(model: nn.Module, values: Tensor) -> Tensor:
+def select_classes(model: nn.Module, values: Tensor) -> Tensor:
     """Choose from what the classifier makes for each class, (..., classes), what is of the backbone's classes."""
-    return model.of_classes(values) if isinstance(model, Backbone) else values
+    return model.select_classes(values) if isinstance(model, Backbone) else values

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tta.methods.common.batch_norm import MixedBatchNorm
+from tta.methods.common.batch_norm import BlendedBatchNorm
 from tta.models import Backbone
 
-NORM_LAYERS = (_BatchNorm, MixedBatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
+NORM_LAYERS = (_BatchNorm, BlendedBatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
 LAYERS = ("norm", "all")
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tta.objectives import Objective
 
-COUNTS = ("images_seen", "batches_seen")
+COUNTERS = ("images_seen", "batches_seen")
 
 
 class BufferList(nn.Module):
@@ -28,7 +28,7 @@ class BufferList(nn.Module):
         return self.buffers()
 
 
-class Restorable(nn.Module):
+class ResettableModule(nn.Module):
     """A module around a backbone that goes back to the state that it was made with, and goes on from a saved one.
 
     State are the parameters that take gradients, those of copies of the backbone, buffers, and the optimizers,
@@ -45,7 +45,7 @@ class Restorable(nn.Module):
 
     def reset(self) -> None:
         """Restore, in place, the state that the method had when it was made."""
-        self._remember()
+        self._snapshot_once()
         assert self._initial is not None
         with torch.no_grad():
             current = self._tensors()
@@ -67,13 +67,13 @@ class Restorable(nn.Module):
             for name, value in vars(self).items()
             if isinstance(value, Optimizer | GradScaler | torch.Generator)
         }
-        return {**held, **{name: getattr(self, name) for name in COUNTS}}
+        return {**held, **{name: getattr(self, name) for name in COUNTERS}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``."""
         for name, saved in state.items():
             holder = getattr(self, name)
-            if name in COUNTS:
+            if name in COUNTERS:
                 setattr(self, name, saved)
             elif isinstance(holder, Optimizer | GradScaler):
                 holder.load_state_dict(copy.deepcopy(saved))
@@ -82,7 +82,7 @@ class Restorable(nn.Module):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Continue from a saved state; ``reset`` still goes back to the state the method was made with."""
-        self._remember()
+        self._snapshot_once()
         return super().load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -98,7 +98,7 @@ class Restorable(nn.Module):
         adapted = {n: p for n, p in self.named_parameters() if p.requires_grad or not n.startswith("backbone.")}
         return {**adapted, **dict(self.named_buffers())}
 
-    def _remember(self) -> None:
+    def _snapshot_once(self) -> None:
         """Take the snapshot that ``reset`` restores, the first time anything could change."""
         if self._initial is None:
             tensors = {name: t.detach().clone() for name, t in self._tensors().items() if t.numel()}

@@ -13,7 +13,8 @@ from tta.data.layouts import CIFAR10_1, cifar10_1_files
 from tta.data.layouts import FOLDERS as OFFICIAL
 from tta.streams.arrays import ArrayImages
 from tta.streams.options import choose_corruptions, choose_severities
-from tta.streams.stream import Domain, Stream
+from tta.streams.stream import Stream
+from tta.streams.types import Domain
 
 FOLDERS = {classes: OFFICIAL[f"cifar{classes}_c"] for classes in (10, 100)}
 SEVERITIES = 5

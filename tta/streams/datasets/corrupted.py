@@ -12,8 +12,9 @@ from torch import Tensor
 from tta.corruptions import choose_scale, corrupt, recipe_digest
 from tta.streams.datasets.labelled_dataset import open_labelled
 from tta.streams.options import choose_corruptions, choose_severities
-from tta.streams.stream import Domain, Loaded, Stream
-from tta.utils.validation import whole_number, yes_or_no
+from tta.streams.stream import Stream
+from tta.streams.types import Domain, LoadedImages
+from tta.utils.validation import check_bool, check_int
 
 
 class CorruptedImages:
@@ -33,7 +34,7 @@ class CorruptedImages:
 
     def __init__(
         self,
-        clean: Callable[[Tensor], Loaded],
+        clean: Callable[[Tensor], LoadedImages],
         name: str,
         severity: int,
         seed: int,
@@ -47,16 +48,16 @@ class CorruptedImages:
         self.scale = scale
         self.on_device = on_device
 
-    def __call__(self, index: Tensor) -> Loaded:
+    def __call__(self, index: Tensor) -> LoadedImages:
         """Read and corrupt the images of these indices, uint8 (n, 3, S, S)."""
         images, kept, skipped = self.clean(index)
-        return Loaded(self.make(images, index[kept]), kept, skipped)
+        return LoadedImages(self.make(images, index[kept]), kept, skipped)
 
     def make(self, images: Tensor, index: Tensor) -> Tensor:
         """Corrupt clean images of these indices, uint8 (n, 3, S, S), on the device where they are."""
         return corrupt(images, self.name, self.severity, index=index, seed=self.seed, scale=self.scale)
 
-    def how(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """Say what is made of the clean images."""
         made = {"corruption": self.name, "severity": self.severity, "seed": self.seed, "scale": self.scale}
         return {**made, "recipe": recipe_digest()}
@@ -113,8 +114,8 @@ def corrupted(
     """
     names = choose_corruptions(corruptions)
     severities = choose_severities(severity)
-    whole_number("stream.seed", seed, 0)
-    yes_or_no("stream.on_device", on_device)
+    check_int("stream.seed", seed, 0)
+    check_bool("stream.on_device", on_device)
     data = open_labelled(source, size, num_classes, on_error, classes, subset)
     try:
         scale = choose_scale(data.size, scale)

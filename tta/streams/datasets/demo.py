@@ -19,7 +19,8 @@ from torch import Tensor
 from tta.corruptions import corrupt, recipe_digest
 from tta.streams.arrays import ArrayImages
 from tta.streams.options import choose_corruptions, choose_severities
-from tta.streams.stream import Domain, Stream
+from tta.streams.stream import Stream
+from tta.streams.types import Domain
 from tta.utils.paths import atomic_file, cache_dir
 
 CLASSES = 10

@@ -14,7 +14,8 @@ from tta.streams.datasets.image_folder import Folders, first_of, folders_in, lis
 from tta.streams.files import FileImages
 from tta.streams.label_spaces import imagenet_classes
 from tta.streams.options import GROUPS, choose_corruptions, choose_on_error, choose_severities
-from tta.streams.stream import Domain, Stream
+from tta.streams.stream import Stream
+from tta.streams.types import Domain
 
 CORRUPTIONS_OF = {"imagenet_c": GROUPS, "imagenet_3dcc": {"benchmark": CORRUPTIONS_3D, "all": CORRUPTIONS_3D}}
 """Groups of corruptions in each data set; ``all`` is all of them."""

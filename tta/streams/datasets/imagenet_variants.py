@@ -12,15 +12,16 @@ from tta.streams.datasets.image_folder import Folders, folders_in, list_images
 from tta.streams.datasets.imagenet import imagenet_folders
 from tta.streams.datasets.labelled_dataset import open_labelled
 from tta.streams.files import FileImages
-from tta.streams.label_spaces import PARTS, part_classes, part_of_imagenet
+from tta.streams.label_spaces import PARTS, imagenet_subset, subset_classes
 from tta.streams.options import choose_on_error
-from tta.streams.stream import Domain, Stream
-from tta.utils.validation import whole_number
+from tta.streams.stream import Stream
+from tta.streams.types import Domain
+from tta.utils.validation import check_int
 
 
 def _part_folders(dataset: str, title: str) -> Folders:
     what = f"the 200 wnids of {title} (stream=clean takes these from among others with stream.classes={dataset})"
-    return Folders(part_classes(dataset), what)
+    return Folders(subset_classes(dataset), what)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def imagenet_test_set(
 
     The shorter side of an image is resized to 8/7 of ``size``, and the middle cut out: 256 and 224.
 
-    ImageNet-R and -A have 200 classes, whose labels are 0 to 199, also when folders are missing: see ``Part``.
+    ImageNet-R and -A have 200 classes, whose labels are 0 to 199, also when folders are missing: see ``ClassSubset``.
 
     Args:
         root: folder with the folders of classes, or one that holds it under its official name.
@@ -81,12 +82,12 @@ def imagenet_test_set(
             raise ValueError(f"stream.version must be one of {', '.join(IMAGENET_V2)}; got {version!r}")
         name, official = f"{dataset}_{version}", imagenet_v2_folder(version)
     skip = choose_on_error(on_error)
-    whole_number("stream.size", size, 1)
+    check_int("stream.size", size, 1)
     test_set = TEST_SETS[dataset]
     folders = test_set.folders()
     folder = _find(Path(root).expanduser(), official, dataset, folders)
     paths, labels = list_images(folder, folders)
-    part = part_of_imagenet(list(folders.classes)) if dataset in PARTS else None
+    part = imagenet_subset(list(folders.classes)) if dataset in PARTS else None
     images = FileImages(paths, size, skip, crop=True)
     domain = Domain(name, 0, labels, images)
     return Stream([domain], len(folders.classes), batch_size, limit, workers, part, cache=cache)

@@ -16,10 +16,10 @@ from tta.streams.arrays import ArrayImages
 from tta.streams.datasets.image_folder import Folders, list_images, read_subset
 from tta.streams.datasets.source_images import are_images, read_npz
 from tta.streams.files import FileImages
-from tta.streams.label_spaces import Part, imagenet_classes, part_of_imagenet, read_classes
+from tta.streams.label_spaces import ClassSubset, imagenet_classes, imagenet_subset, read_classes
 from tta.streams.options import choose_on_error
-from tta.streams.stream import Loaded
-from tta.utils.validation import whole_number
+from tta.streams.types import LoadedImages
+from tta.utils.validation import check_int
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Labelled:
         subset: see ``Stream.subset``.
     """
 
-    load: Callable[[Tensor], Loaded]
+    load: Callable[[Tensor], LoadedImages]
     labels: Tensor
     num_classes: int
     size: int
     paths: tuple[Path, ...] = ()
-    part: Part | None = None
+    part: ClassSubset | None = None
     subset: str | None = None
 
     @property
@@ -74,8 +74,8 @@ def open_labelled(
             be square and of the first one's size.
         num_classes: C; default: 1 000 for wnids, the number of folders, or one more than the highest label of a file.
         on_error: ``stop`` at a file that cannot be read, or ``skip`` and name it.
-        classes: of a folder, see ``read_classes``. Wnids are a ``Part`` of ImageNet's 1 000, whose other folders are
-            passed over; other names are all that there are. By default as above.
+        classes: of a folder, see ``read_classes``. Wnids are a ``ClassSubset`` of ImageNet's 1 000, whose other
+            folders are passed over; other names are all that there are. By default as above.
         subset: of a folder, see ``read_subset``.
 
     Raises:
@@ -84,7 +84,7 @@ def open_labelled(
     """
     skip = choose_on_error(on_error)
     if size is not None:
-        whole_number("stream.size", size, 1)
+        check_int("stream.size", size, 1)
     path = Path(source).expanduser()
     if path.is_dir():
         found = _folder(path, size, skip, classes, subset)
@@ -104,7 +104,7 @@ def open_labelled(
 def _with_classes(found: Labelled, path: Path, num_classes: int, classes: str | None) -> Labelled:
     """Give a data set the number of classes that the user says."""
     highest = int(found.labels.max())
-    whole_number("stream.num_classes", num_classes, 1)
+    check_int("stream.num_classes", num_classes, 1)
     if found.part is not None and num_classes != found.num_classes:
         raise ValueError(
             f"stream.num_classes={num_classes}, but stream.classes={classes} has {found.num_classes}: leave one out"
@@ -157,7 +157,7 @@ def _folder(root: Path, size: int | None, skip: bool, classes: str | None, subse
     )
 
 
-def _classes(root: Path, classes: str | None) -> tuple[Folders, Part | None]:
+def _classes(root: Path, classes: str | None) -> tuple[Folders, ClassSubset | None]:
     """Names of the folders of classes that there may be, and whether they are a part of more."""
     wnids = imagenet_classes()
     if classes is not None:
@@ -168,7 +168,7 @@ def _classes(root: Path, classes: str | None) -> tuple[Folders, Part | None]:
             raise ValueError(f"{classes}: {strange!r} is not one of ImageNet's 1 000 wnids, as other names there are")
         what = f"the {len(index)} names of stream.classes={classes}"
         if of_imagenet:
-            return Folders(index, what, others=wnids.keys()), part_of_imagenet(list(index))
+            return Folders(index, what, others=wnids.keys()), imagenet_subset(list(index))
         return Folders(index, what, "<class>"), None
     names = sorted(child.name for child in root.iterdir() if child.is_dir())
     if wnids.keys() & names:

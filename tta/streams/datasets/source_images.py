@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tta.data.layouts import EXTENSIONS
 from tta.streams.files import imagenet_crop, read_rgb
-from tta.utils.validation import whole_number
+from tta.utils.validation import check_int
 
 KEY = "method.fisher"
 """Where a configuration has the arguments below."""
@@ -32,7 +32,7 @@ class Source(Protocol):
     def read(self, index: Tensor) -> Tensor:
         """Read those of these indices, uint8 (n, 3, H, W)."""
 
-    def content(self, sample: int) -> bytes:
+    def cache_key(self, sample: int) -> bytes:
         """All that the pixels of an image follow from, unread."""
 
 
@@ -52,8 +52,8 @@ class CleanImages:
     """
 
     def __init__(self, source: Source, limit: int = 2000, batch_size: int = 64) -> None:
-        limit = whole_number(f"{KEY}.limit", limit, 2)
-        self.batch_size = whole_number(f"{KEY}.batch_size", batch_size, 2)
+        limit = check_int(f"{KEY}.limit", limit, 2)
+        self.batch_size = check_int(f"{KEY}.batch_size", batch_size, 2)
         self.source = source
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:limit]
         self.chosen = order[:-1] if len(order) % self.batch_size == 1 else order
@@ -73,7 +73,7 @@ class CleanImages:
         """Name of the chosen images, wherever they are: of the content of all of them, in their order."""
         content = hashlib.sha256()
         for sample in self.chosen.tolist():
-            content.update(hashlib.sha256(self.source.content(sample)).digest())
+            content.update(hashlib.sha256(self.source.cache_key(sample)).digest())
         return content.hexdigest()[:12]
 
 
@@ -101,7 +101,7 @@ def clean_images(
             f"EATA's Fisher information needs clean images of the source domain (labels are not used): give them with "
             f"{KEY}.root=<folder of images, or .npz file with the array images>"
         )
-    size = None if size is None else whole_number(f"{KEY}.size", size, 1)
+    size = None if size is None else check_int(f"{KEY}.size", size, 1)
     return CleanImages(_source(root, size), limit, batch_size)
 
 
@@ -137,7 +137,7 @@ class _Pixels:
     def read(self, index: Tensor) -> Tensor:
         return self.images[index]
 
-    def content(self, sample: int) -> bytes:
+    def cache_key(self, sample: int) -> bytes:
         image = self.images[sample]
         return repr(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()
 
@@ -166,7 +166,7 @@ class _Files:
                 )
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    def content(self, sample: int) -> bytes:
+    def cache_key(self, sample: int) -> bytes:
         return f"{self.size} ".encode() + self.paths[sample].read_bytes()
 
     def _decode(self, path: Path) -> np.ndarray:
