@@ -20,7 +20,9 @@ from tta.cli import CONFIGS
 from tta.config.instantiate import plain
 from tta.corruptions import BENCHMARK
 from tta.recorder import Recorder
-from tta.runs.directory import RunDirectory, fingerprint, provenance
+from tta.runs.directory import RunDirectory
+from tta.runs.fingerprint import fingerprint
+from tta.runs.provenance import environment
 from tta.streams import Batch, DomainVisit
 from tta.utils.devices import describe_device
 
@@ -59,10 +61,10 @@ def write_runs(folder: Path, number: int) -> None:
 
     Tables are as many copies of one run's, made of random predictions; the accuracies of each summary are its own.
     """
-    draws, made_by = torch.Generator().manual_seed(0), provenance(["tta", "-m", *STREAM])
+    draws, made_by = torch.Generator().manual_seed(0), environment(["tta", "-m", *STREAM])
     several = list(islice(_sweep(), number))
     with tempfile.TemporaryDirectory() as temporary:
-        with RunDirectory(Path(temporary) / "run") as recorded:
+        with RunDirectory(Path(temporary) / "run").open("") as recorded:
             figures, sizes = _record(recorded), recorded.sizes()
         for place in range(number):
             seed, (config, choices) = place // len(several), several[place % len(several)]
@@ -73,8 +75,7 @@ def write_runs(folder: Path, number: int) -> None:
             accuracies = torch.rand(len(BENCHMARK), generator=draws).tolist()
             domains = [{**row, "accuracy": a} for row, a in zip(figures["domains"], accuracies, strict=True)]
             own = {"accuracy": sum(accuracies) / len(accuracies), "domains": domains}
-            with RunDirectory(path, sizes) as run:
-                run.write_config(OmegaConf.to_yaml(config))
+            with RunDirectory(path).open(OmegaConf.to_yaml(config), sizes) as run:
                 run.finish({"name": name, **figures, **own, **_origin(choices, config), **made_by, "config": config})
 
 
@@ -105,9 +106,10 @@ def _record(directory: RunDirectory) -> dict[str, Any]:
             batch = Batch(
                 torch.empty(0), labels, visits, domain_index, index, starts_domain=False, reset=False, skipped=()
             )
-            recorder.add(torch.randn(len(index), CLASSES, generator=draws), batch, loss)
+            recorder.record(batch, torch.randn(len(index), CLASSES, generator=draws), loss)
         recorder.end_domain()
-    return recorder.summary()
+    recorder.finish({})
+    return recorder.summary
 
 
 def _origin(choices: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from tta import compare
 from tta.cli import CONFIGS, EXPECTED, error_message
 from tta.compare import find_runs
 from tta.config.instantiate import plain
-from tta.runs.directory import determinants
+from tta.runs.fingerprint import hashed_groups
 
 SCRIPTS = Path(__file__).resolve().parent
 STUDIES = SCRIPTS / "studies.yaml"
@@ -166,7 +166,7 @@ def _has_runs(folder: Path) -> bool:
 
 
 def _identity(config: Mapping[str, Any]) -> str:
-    return json.dumps(determinants(config), sort_keys=True)
+    return json.dumps(hashed_groups(config), sort_keys=True)
 
 
 def configurations(sweeps: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

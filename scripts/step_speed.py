@@ -114,7 +114,8 @@ def our_run(shape: Shape, batches: int, device: torch.device, precision: str) ->
     pixels, labels = shape.arrays(batches)
     stream = Stream([Domain("noise", 5, labels, ArrayImages(pixels))], shape.classes, shape.batch)
     method = tent(shape, device)
-    with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory(Path(folder))
         runner = Runner(method, stream, Scenario(), 0, directory, [], device, choose_precision(precision, device))
         began = time.perf_counter()
         runner.run()
@@ -140,9 +141,9 @@ def _share_outside(stream: Stream, method: Tent, device: torch.device) -> float:
 
     method.register_forward_pre_hook(mark)
     method.register_forward_hook(mark)
-    with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        Runner(method, stream, Scenario(), 0, directory, [], device).run()
+        Runner(method, stream, Scenario(), 0, RunDirectory(Path(folder)), [], device).run()
         seconds = time.perf_counter() - began
     inside = sum(end - begin for begin, end in zip(marks[::2], marks[1::2], strict=True))
     return 1 - inside / seconds

@@ -15,7 +15,7 @@ import wandb
 
 from helpers.errors import assert_names, raises_naming
 from helpers.sweep_files import N, left, words
-from tta.runs.checkpoint import Checkpoints
+from tta.runs.checkpoint import Checkpoint
 from tta.runs.directory import CLASS_COLUMNS, RunDirectory
 
 Command = Callable[..., Any]
@@ -121,14 +121,14 @@ def test_directory__closing_writes_the_other_tables(tmp_path: Path) -> None:
     run.path.mkdir()
     (run.path / "batches.csv").symlink_to(FULL)
     row = dict.fromkeys(CLASS_COLUMNS, 1)
-    with raises_naming(OSError, errno.ENOSPC), run:
+    with raises_naming(OSError, errno.ENOSPC), run.open("", None):
         run.write("classes", row)
     assert rows(run.path / "classes.csv") == [dict.fromkeys(CLASS_COLUMNS, "1")]
 
 
 @needs_full
 def test_checkpoint__without_room_leaves_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoint", {"run": "a"})
+    checkpoints = Checkpoint(tmp_path / "checkpoint", {"run": "a"})
     checkpoints.save({"files": {}, "batch": 1})
 
     def full(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:  # noqa: A002 - as in the function it stands for
@@ -139,8 +139,8 @@ def test_checkpoint__without_room_leaves_the_last(tmp_path: Path, monkeypatch: p
         patch.setattr("tempfile.mkstemp", full)
         with raises_naming(OSError, errno.ENOSPC):
             checkpoints.save({"files": {}, "batch": 2})
-    again = Checkpoints(tmp_path / "checkpoint", {"run": "a"})
-    again.load(pytest.fail)
+    again = Checkpoint(tmp_path / "checkpoint", {"run": "a"})
+    again.load()
     assert again.state == {"files": {}, "batch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from tta.compare import main as compare
-from tta.loggers import Logger
 from tta.methods import BNAdapt, Method, Source, Tent
 from tta.models import Backbone
 from tta.objectives import EM, AdaDEM, Objective
@@ -24,7 +23,6 @@ from tta.streams import Scenario, Stream
 from tta.streams.datasets.cifar import cifar_c
 from tta.utils.devices import choose_precision
 
-NO_LOGGERS: list[Logger] = []
 CPU = torch.device("cpu")
 LEARNS: dict[str, Objective | None] = {"bn_adapt": None, "em": EM(), "adadem": AdaDEM()}
 COMPARISON = ("-m", "method=source,bn_adapt,tent,adadem", "runs_dir=runs", "device=cpu")
@@ -37,8 +35,7 @@ def stream(shared: Path) -> Stream:
 
 def run(method: Method, stream: Stream, folder: Path, scenario: Scenario | None = None) -> dict[str, Any]:
     """Summary of a run on the CPU."""
-    with RunDirectory(folder) as directory:
-        return Runner(method, stream, scenario or Scenario(), 0, directory, NO_LOGGERS, CPU).run()
+    return Runner(method, stream, scenario or Scenario(), 0, RunDirectory(folder)).run()
 
 
 def test_bn_adapt__is_far_above_source(cifar_resnet18: Backbone, stream: Stream, tmp_path: Path) -> None:
@@ -89,9 +86,8 @@ def in_precisions(
         sgd = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
         placed = copy.deepcopy(backbone).to(there)
         method = Tent(placed, objective, sgd) if objective else BNAdapt(placed)
-        with RunDirectory(folder / name) as directory:
-            precision = choose_precision(name, there)
-            Runner(method, stream, Scenario(), 0, directory, NO_LOGGERS, there, precision).run()
+        precision = choose_precision(name, there)
+        Runner(method, stream, Scenario(), 0, RunDirectory(folder / name), (), there, precision).run()
         found.append(pd.read_csv(folder / name / "batches.csv"))
     return found
 

@@ -23,7 +23,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from tta.config.instantiate import plain
-from tta.experiment import run
 from tta.runs.lock import RunLockedError
 from tta.runs.sweep import JobStatus, SweepError, SweepState, run_job
 from tta.utils.urls import redact
@@ -122,15 +121,17 @@ def _print_help(hydra_main: Callable[[], None]) -> None:
 def _hydra_main(config: DictConfig) -> float:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a launcher's process has not come through main
+    from tta.experiment import run_experiment
+
     hydra_config = HydraConfig.get()
     record = SweepState(Path(hydra_config.sweep.dir))
     if hydra_config.mode != RunMode.MULTIRUN or not record.path.is_file():
         with past_hydra():
-            return run(config, sys.argv).accuracy
+            return run_experiment(config, sys.argv).accuracy
 
     def job() -> JobStatus:
         try:
-            return run(config, record.command)
+            return run_experiment(config, record.command)
         except RunLockedError as error:
             print(error)
             return JobStatus("locked", error.owner, str(error.path))

@@ -1,4 +1,4 @@
-"""From predictions to rows: the only place where labels meet logits."""
+"""From predictions to the rows of a run: the only place where labels meet logits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tta.runs.directory import RunDirectory
 from tta.streams import Batch, DomainVisit
 from tta.streams.types import domain_key
 
-READ_EVERY = {"cpu": 1, "cuda": 16}
-"""Batches between two readings of the device: waiting for a GPU after each batch would leave it idle."""
+FLUSH_EVERY = {"cpu": 1, "cuda": 16}
+"""Batches whose figures are fetched from the device together: waiting for a GPU after each would leave it idle."""
 
 
 class _UnreadBatch(NamedTuple):
-    """A batch whose figures are still on the device: correct, entropy, finite, loss, used."""
+    """A batch whose figures are still on the device."""
 
     n: int
-    figures: Tensor  # float64 (5,)
+    figures: Tensor  # float64 (5,): correct, entropy, finite, loss, used
     diagnostics: frozenset[str]  # which of loss and used the method reported
 
 
@@ -64,9 +64,10 @@ class Recorder:
         self.skipped: list[str] = []
         self.count = _RunningAccuracy()
         self.step = 0
-        self.began = self.read_at = time.perf_counter()
-        self.pending: list[_UnreadBatch] = []
+        self.started_at = self.flushed_at = time.perf_counter()
+        self.unread: list[_UnreadBatch] = []
         self.metrics: DomainMetrics | None = None
+        self.summary: dict[str, Any] = {}
 
     def start_domain(self, visits: Sequence[DomainVisit]) -> None:
         """Begin a domain, or several that are mixed together; the one before has ended."""
@@ -83,8 +84,8 @@ class Recorder:
             self.skipped.append(image)
             self.domain_skipped[place] += 1
 
-    def add(self, logits: Tensor, batch: Batch, diagnostics: dict[str, Tensor]) -> None:
-        """Take in the predictions of a batch; see ``DomainMetrics.update``."""
+    def record(self, batch: Batch, logits: Tensor, diagnostics: Mapping[str, Tensor]) -> None:
+        """Record the predictions of a batch: logits (N, C), and what the method logged (``Method.log``)."""
         assert self.metrics is not None
         labels = batch.labels.to(self.device, non_blocking=True)
         domain_index = batch.domain_index.to(self.device, non_blocking=True) if len(self.visits) > 1 else None
@@ -92,20 +93,20 @@ class Recorder:
         missing = counts.correct.new_zeros(())
         figures = (*counts, diagnostics.get("loss", missing), diagnostics.get("used", missing))
         stacked = torch.stack([figure.double() for figure in figures])
-        self.pending.append(_UnreadBatch(len(labels), stacked, frozenset(diagnostics)))
-        if len(self.pending) >= READ_EVERY[self.device.type]:
+        self.unread.append(_UnreadBatch(len(labels), stacked, frozenset(diagnostics)))
+        if len(self.unread) >= FLUSH_EVERY[self.device.type]:
             self.flush()
 
     def flush(self, check: bool = True) -> None:
-        """Fetch the pending figures from the device, all at once, and write their rows."""
-        pending, self.pending = self.pending, []
-        if not pending:
+        """Fetch the figures of unread batches from the device, all at once, and write their rows."""
+        unread, self.unread = self.unread, []
+        if not unread:
             return
-        fetched = torch.stack([p.figures for p in pending]).tolist()
+        fetched = torch.stack([batch.figures for batch in unread]).tolist()
         now = time.perf_counter()
-        seconds = (now - self.read_at) / len(pending)  # shared evenly among batches read together
-        self.read_at = now
-        for (n, _, diagnostics), figures in zip(pending, fetched, strict=True):
+        seconds = (now - self.flushed_at) / len(unread)  # shared evenly among batches read together
+        self.flushed_at = now
+        for (n, _, diagnostics), figures in zip(unread, fetched, strict=True):
             self._write_batch(n, diagnostics, figures, seconds)
             if check:
                 self._check_finite(figures)
@@ -123,14 +124,15 @@ class Recorder:
         self.metrics = None
 
     def state(self) -> dict[str, Any]:
-        """What ``load_state`` continues from; nothing may be pending."""
+        """What ``load_state`` continues from; nothing may be unread."""
         now = time.perf_counter()
         state = {
             "domains": self.domains,
             "skipped": self.skipped,
-            "count": (self.count.correct, self.count.n),
+            "correct": self.count.correct,
+            "images": self.count.n,
             "step": self.step,
-            "seconds": now - self.began,
+            "seconds": now - self.started_at,
             "domain": None,
         }
         if self.metrics is not None:
@@ -146,8 +148,8 @@ class Recorder:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` gave; the time in between does not count."""
         self.domains, self.skipped, self.step = state["domains"], state["skipped"], state["step"]
-        self.count = _RunningAccuracy(*state["count"])
-        self.began -= state["seconds"]
+        self.count = _RunningAccuracy(state["correct"], state["images"])
+        self.started_at -= state["seconds"]
         if (domain := state["domain"]) is not None:
             self.start_domain([DomainVisit(*visit) for visit in domain["visits"]])
             assert self.metrics is not None
@@ -156,16 +158,20 @@ class Recorder:
             self.domain_skipped = domain["skipped"]
             self.domain_started_at -= domain["seconds"]
 
-    def summary(self) -> dict[str, Any]:
-        """Figures of the whole run."""
-        return {
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, with ``metadata`` beside the figures of the whole run, and tell the loggers."""
+        figures = {
             "accuracy": sum(row["accuracy"] for row in self.domains) / len(self.domains),
             "online_accuracy": self.count.correct / self.count.n,
             "images": self.count.n,
-            "seconds": time.perf_counter() - self.began,
+            "seconds": time.perf_counter() - self.started_at,
             "skipped": self.skipped,
             "domains": self.domains,
         }
+        self.summary = {"name": self.directory.path.name, **figures, **metadata}
+        self.directory.finish(self.summary)
+        for logger in self.loggers:
+            logger.finish(self.summary)
 
     def _write_domain(self, number: int, visit: DomainVisit, seconds: float) -> None:
         assert self.metrics is not None
@@ -213,3 +219,16 @@ class Recorder:
 
 def _words(place: Mapping[str, Any]) -> str:
     return place["domain"] if place["severity"] is None else f"{place['domain']}, severity {place['severity']}"
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Say in a line what a run came to."""
+    visits = summary["domains"]
+    domains = len({(visit["domain"], visit["severity"]) for visit in visits})
+    skipped = len(summary["skipped"])
+    return (
+        f"accuracy {100 * summary['accuracy']:.2f} % over {domains} domain(s), "
+        f"{f'{len(visits)} visits, ' if len(visits) > domains else ''}{summary['images']} images"
+        f"{f' ({skipped} more could not be read: summary.json names them)' if skipped else ''}"
+        f" in {summary['seconds']:.0f} s"
+    )

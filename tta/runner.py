@@ -1,40 +1,49 @@
-"""The only loop: for each batch, ``logits = method(images)``, then metrics and loggers."""
+"""The loop of a run: every batch is predicted once, online, and recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from tta.loggers import Logger
 from tta.methods.base import Method, batch_too_small
 from tta.recorder import Recorder
-from tta.runs.checkpoint import Checkpoints, load_method_state, method_state, random_state, set_random_state
+from tta.runs.checkpoint import Checkpoint, load_method_state, method_state, random_state, set_random_state
 from tta.runs.directory import RunDirectory
-from tta.streams import Scenario, Stream
-from tta.utils.devices import FP32, Precision
+from tta.streams import Batch, Scenario, Stream
+from tta.utils.devices import CPU, FP32, Precision
 
 
 @dataclass
 class Runner:
-    """Feeds a stream to a method once, online, and keeps what comes of it.
+    """Feed a stream to a method once, online, and record what it predicts.
 
     Args:
         method: on its device already.
-        stream: what arrives.
-        scenario: in which order, and when the method is reset.
+        stream: the images.
+        scenario: the order of the images, and when the method is reset.
         seed: of the order.
-        directory: entered after ``prepare_resume`` and before ``run`` is called.
-        loggers: are told of every row after it is in the directory; started before ``run`` is called.
-        device: where the method is.
-        precision: that it computes in.
-        checkpoints: where the state is saved, and what to continue from; ``None`` saves nothing.
+        directory: where the results go.
+        loggers: hear of every row after it is in the directory.
+        device: of the method.
+        precision: of the method's computations.
+        checkpoint: where the state is saved, and resumed from if it holds one; ``None`` saves nothing.
+        metadata: goes into ``summary.json`` beside the results: ``name``, ``config``, where the results come from.
 
     Raises:
         ValueError: if a batch of the stream is too small for the method.
+
+    Example:
+        >>> runner = Runner(method, stream, Scenario(reset="never"), 0, RunDirectory(Path("runs/mine")))
+        >>> runner.run()["accuracy"]
     """
 
     method: Method
@@ -42,88 +51,113 @@ class Runner:
     scenario: Scenario
     seed: int
     directory: RunDirectory
-    loggers: Sequence[Logger]
-    device: torch.device
+    loggers: Sequence[Logger] = ()
+    device: torch.device = CPU
     precision: Precision = FP32
-    checkpoints: Checkpoints | None = None
+    checkpoint: Checkpoint | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._plan = self.stream.plan(self.scenario, self.seed)
-        smallest = min(len(planned.index) for planned in self._plan)
+        self.plan = self.stream.plan(self.scenario, self.seed)
+        smallest = min(len(planned.index) for planned in self.plan)
         if smallest < self.method.min_batch_size:
             raise ValueError(batch_too_small(self.method, smallest))
 
-    @property
-    def images(self) -> int:
-        """How many images are to come."""
-        return sum(len(planned.index) for planned in self._plan)
-
     def run(self) -> dict[str, Any]:
-        """Run the whole stream, or what is left of it after the checkpoint.
+        """Run the whole stream, or the rest of it after the checkpoint.
 
         Returns:
-            ``accuracy`` (mean over domains) and ``online_accuracy`` (over all images), fractions in [0, 1];
-            ``images``, ``seconds``, ``skipped`` and ``domains``, one record for each.
+            The content of ``summary.json``: ``accuracy`` (mean over domains) and ``online_accuracy`` (over all images),
+            in [0, 1]; ``images``, ``seconds``, ``skipped``; ``domains``, one record for each; and ``metadata``.
 
         Raises:
-            FloatingPointError: at a loss or logit that is not finite.
+            FloatingPointError: if a loss or a logit is not finite.
+            OSError: if the directory cannot be written.
         """
-        recorder = Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
-        first = self._restore(recorder)
-        try:
-            batches = self.stream.batches(self._plan[first:], self.device)
-            for number, batch in enumerate(batches, first):
-                if batch.starts_domain:
-                    recorder.end_domain()
-                if self.checkpoints and number > first and self.checkpoints.is_due(number, batch.starts_domain):
-                    self._save(self.checkpoints, number, recorder)
-                if batch.starts_domain:
-                    recorder.start_domain(batch.visits)
-                if batch.reset:
-                    self.method.reset()
-                recorder.skip(batch.skipped)
-                if len(batch.index):
-                    recorder.add(self.predict(batch.images), batch, self.method.diagnostics)
-            recorder.end_domain()
-        finally:
-            # Rows whose figures can still be had are kept, also when the run is interrupted.
-            recorder.flush(check=False)
-        return recorder.summary()
-
-    def prepare_resume(self) -> int:
-        """Have the directory keep the rows that the checkpoint knows; return how many images they are of."""
-        state = self.checkpoints.state if self.checkpoints else None
-        self.directory.resume_sizes = state and state["files"]
-        return state["recorder"]["count"][1] if state else 0
-
-    def _restore(self, recorder: Recorder) -> int:
-        """Go to where the checkpoint is, if there is one; return the number of the batch that comes next."""
-        state = self.checkpoints.state if self.checkpoints else None
-        if state is None:
-            return 0
-        load_method_state(self.method, state["method"])
-        recorder.load_state(state["recorder"])
-        set_random_state(state["random"], self.device)
-        return state["batch"]
-
-    def _save(self, checkpoints: Checkpoints, number: int, recorder: Recorder) -> None:
-        recorder.flush()
-        state = {
-            "batch": number,
-            "method": method_state(self.method),
-            "recorder": recorder.state(),
-            "random": random_state(self.device),
-            "files": self.directory.sizes(),
-        }
-        checkpoints.save(state)
+        with self.session() as recorder:
+            for batch in self.batches(recorder):
+                logits = self.predict(batch.images)
+                recorder.record(batch, logits, self.method.diagnostics)
+        return recorder.summary
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the method's logits (N, C) for uint8 images (N, 3, H, W); the method adapts to them."""
         with self.precision.autocast(self.device):
             return self.method(to_unit_float(images, self.device))
 
+    def batches(self, recorder: Recorder) -> Iterator[Batch]:
+        """Yield the batches; between them, start and end domains, save checkpoints and reset the method."""
+        first = self.checkpoint.state["batch"] if self.checkpoint and self.checkpoint.state else 0
+        for number, batch in enumerate(self.stream.batches(self.plan[first:], self.device), first):
+            if batch.starts_domain:
+                recorder.end_domain()
+            if self.checkpoint and number > first and self.checkpoint.is_due(number, batch.starts_domain):
+                self.save_checkpoint(self.checkpoint, number, recorder)
+            if batch.starts_domain:
+                recorder.start_domain(batch.visits)
+            if batch.reset:
+                self.method.reset()
+            recorder.skip(batch.skipped)
+            if len(batch.index):
+                yield batch
+        recorder.end_domain()
+
+    @contextmanager
+    def session(self) -> Iterator[Recorder]:
+        """Open loggers and directory, resume from the checkpoint; write the summary once the block has succeeded."""
+        state = self.checkpoint.state if self.checkpoint else None
+        done = state["recorder"]["images"] if state else 0
+        total = sum(len(planned.index) for planned in self.plan)
+        name, config = self.metadata.get("name", self.directory.path.name), self.metadata.get("config", {})
+        if done:
+            print(f"{name}: resumed after {done} of {total} images", file=sys.stderr)
+        with ExitStack() as stack, self._explain_interruption(name):
+            for logger in self.loggers:  # before the directory: a logger that cannot start costs no rows
+                stack.callback(logger.close)
+                logger.start(name, config, self.directory.path, total, done)
+            stack.enter_context(self.directory.open(OmegaConf.to_yaml(config), state and state["files"]))
+            recorder = Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
+            if state:
+                load_method_state(self.method, state["method"])
+                recorder.load_state(state["recorder"])
+                set_random_state(state["random"], self.device)
+            try:
+                yield recorder
+            finally:
+                recorder.flush(check=False)  # rows whose figures are known are kept, also after an error
+            recorder.finish(self.metadata)
+
+    def save_checkpoint(self, checkpoint: Checkpoint, number: int, recorder: Recorder) -> None:
+        """Save the state before batch ``number``."""
+        recorder.flush()
+        checkpoint.save(
+            {
+                "batch": number,
+                "method": method_state(self.method),
+                "recorder": recorder.state(),
+                "random": random_state(self.device),
+                "files": self.directory.sizes(),
+            }
+        )
+
+    @contextmanager
+    def _explain_interruption(self, name: str) -> Iterator[None]:
+        """Say where the rows are after Ctrl-C, and what to do when the disk is full."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; its rows so far are in {self.directory.path}", file=sys.stderr)
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"the disk is full ({error}). The rows so far are in {self.directory.path}: make room, and the same "
+                "command runs the rest"
+            ) from error
+
 
 def to_unit_float(images: Tensor, device: torch.device) -> Tensor:
-    """Bring uint8 images to a device and turn them into floats in [0, 1]."""
+    """Move uint8 images to a device and convert them to floats in [0, 1]."""
     # They cross as bytes, a quarter of their size as floats.
     return images.to(device, non_blocking=True).float().div_(255)

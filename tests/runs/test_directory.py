@@ -17,7 +17,7 @@ from helpers.compositions import composed
 from helpers.own_parts import WATCH, Watching, own_words
 from helpers.sweep_files import left, rows
 from tta.cli import CONFIGS
-from tta.runs.directory import fingerprint
+from tta.runs.fingerprint import MOVED_TARGETS, fingerprint
 
 Command = Callable[..., Any]
 
@@ -114,6 +114,25 @@ def test_fingerprint__counts_nothing_else() -> None:
         ("w",),
     ]
     assert len({known, *(fingerprint(node, weights, *data) for weights, *data in others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("group", "now", "before"),
+    [
+        ("model", "tta.models.timm_backbone", "tta.backbones.timm_backbone"),
+        ("model", "tta.models.demo.backbone", "tta.demo.backbone"),
+        ("stream", "tta.streams.datasets.cifar.cifar_c", "tta.streams.cifar.cifar_c"),
+        ("stream", "tta.streams.datasets.source_images.clean_images", "tta.streams.clean.clean_images"),
+    ],
+)
+def test_fingerprint__finds_runs_older_than_a_move(group: str, now: str, before: str) -> None:
+    found = {fingerprint(changed(config(), f"{group}._target_", target), "w", "d") for target in (now, before)}
+    assert len(found) == 1
+
+
+def test_fingerprint__moved_targets_exist() -> None:
+    targets = {t for p in CONFIGS.glob("*/*.yaml") for t in re.findall(r"_target_: (tta\S+)", p.read_text())}
+    assert all(any(target.startswith(new) for target in targets) for new in MOVED_TARGETS)
 
 
 def test_fingerprint__finds_runs_older_than_a_key() -> None:

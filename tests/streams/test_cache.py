@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.errors import assert_names
 from helpers.small_tree import WNIDS, N, caches, make, read, same, write
-from tta.runs.directory import fingerprint
+from tta.runs.fingerprint import fingerprint
 from tta.streams import Batch, Scenario
 from tta.streams import cache as module
 from tta.streams.arrays import ArrayImages

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.errors import raises_naming
 from tta.corruptions import corrupt
-from tta.runs.directory import fingerprint
+from tta.runs.fingerprint import fingerprint
 from tta.streams import Batch, Scenario, Stream
 from tta.streams.datasets import corrupted as module
 from tta.streams.datasets.corrupted import corrupted

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from helpers.compositions import composed
 from helpers.errors import raises_naming
 from tta.compare import main as compare
-from tta.runs.directory import fingerprint
+from tta.runs.fingerprint import fingerprint
 from tta.streams.datasets.imagenet import imagenet_c
 from tta.streams.label_spaces import imagenet_classes, subset_classes
 

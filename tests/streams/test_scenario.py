@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from helpers.compositions import composed
 from helpers.errors import raises_naming
 from tta.cli import CONFIGS
-from tta.runs.directory import NEUTRAL
+from tta.runs.fingerprint import BACKCOMPAT_DEFAULTS
 from tta.streams import Scenario
 from tta.streams.scenario import MOST_SLOTS, split
 
@@ -292,4 +292,4 @@ def test_scenario__every_yaml_has_all_options(name: str) -> None:
 
 def test_fingerprint__ignores_new_options_at_defaults() -> None:
     known = {f"scenario.{f.name}": f.default for f in dataclasses.fields(Scenario) if f.name not in ("reset", "order")}
-    assert {key: value for key, value in NEUTRAL.items() if key.startswith("scenario.")} == known
+    assert {key: value for key, value in BACKCOMPAT_DEFAULTS.items() if key.startswith("scenario.")} == known

@@ -16,14 +16,13 @@ import torch
 from helpers.errors import assert_names, raises_naming
 from helpers.numbered_images import domain
 from tta.compare import find_runs
-from tta.loggers import Logger
 from tta.methods import Method
 from tta.runner import Runner
-from tta.runs.directory import RunDirectory, fingerprint
+from tta.runs.directory import RunDirectory
+from tta.runs.fingerprint import fingerprint
 from tta.streams import Scenario, Stream
 
 NAMES = ("fog", "snow", "frost")
-NO_LOGGERS: list[Logger] = []
 
 
 class Knowing(Method):
@@ -57,9 +56,7 @@ def run(folder: Path, scenario: Scenario, **options: Any) -> tuple[dict[str, Any
     answers[30:40] += 1  # of snow the first ten are wrong
     answers[60::2] += 1  # of frost every other one
     method = Knowing(answers % 7)
-    with RunDirectory(folder) as directory:
-        runner = Runner(method, stream(**options), scenario, 0, directory, NO_LOGGERS, torch.device("cpu"))
-        return runner.run(), method
+    return Runner(method, stream(**options), scenario, 0, RunDirectory(folder)).run(), method
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -138,10 +135,7 @@ def test_rounds__have_visits_of_their_own(tmp_path: Path, mix: bool) -> None:
 
 def test_mix__of_several_visits_has_no_visit(tmp_path: Path) -> None:
     twice = Stream([domain("fog"), domain("fog")], 7, 50)
-    with RunDirectory(tmp_path) as directory:
-        method = Knowing(torch.arange(30) % 7)
-        scenario = Scenario("never", mix=True)
-        Runner(method, twice, scenario, 0, directory, NO_LOGGERS, torch.device("cpu")).run()
+    Runner(Knowing(torch.arange(30) % 7), twice, Scenario("never", mix=True), 0, RunDirectory(tmp_path)).run()
     (batch,) = rows(tmp_path / "batches.csv")
     assert (batch["domain"], batch["severity"], batch["visit"]) == ("fog", "5", "")
     assert [(row["visit"], row["accuracy"]) for row in rows(tmp_path / "domains.csv")] == [
@@ -155,18 +149,9 @@ def test_mix__raises_if_a_logit_is_not_finite(tmp_path: Path) -> None:
         def step(self, images: torch.Tensor) -> torch.Tensor:
             return super().step(images) / 0
 
-    with RunDirectory(tmp_path) as directory:
-        runner = Runner(
-            Broken(torch.zeros(90).long()),
-            stream(),
-            Scenario("never", mix=True),
-            0,
-            directory,
-            NO_LOGGERS,
-            torch.device("cpu"),
-        )
-        with raises_naming(FloatingPointError, "logit", "step 0", "mixed"):
-            runner.run()
+    method = Broken(torch.zeros(90).long())
+    with raises_naming(FloatingPointError, "logit", "step 0", "mixed"):
+        Runner(method, stream(), Scenario("never", mix=True), 0, RunDirectory(tmp_path)).run()
 
 
 # From the command line

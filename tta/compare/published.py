@@ -111,7 +111,7 @@ def _one(values: Sequence[Any]) -> Any:
 
 
 def _option(run: Run, key: str) -> Any:
-    node: Any = run.determinants["method"]
+    node: Any = run.hashed_groups["method"]
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return node

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tta.runs.directory import determinants
+from tta.runs.fingerprint import hashed_groups
 
 FIRST_FILES = ("summary.json", "batches.csv", "config.yaml")
 """A folder with one of them is a run's; without the first it is unfinished."""
@@ -30,15 +30,15 @@ class Run:
     detail: str = ""  # what tells it from others of the same method, objective and learning rate
 
     @cached_property
-    def determinants(self) -> dict[str, Any]:
+    def hashed_groups(self) -> dict[str, Any]:
         """What in its configuration determines its result."""
-        return determinants(self.summary["config"])
+        return hashed_groups(self.summary["config"])
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """What two runs must share to be in one table, each under the name that a person knows it by."""
         summary = self.summary
-        stream, scenario = (dict(self.determinants[part]) for part in ("stream", "scenario"))
+        stream, scenario = (dict(self.hashed_groups[part]) for part in ("stream", "scenario"))
         visits = [(d["domain"], d["severity"], d.get("visit", 1)) for d in summary["domains"]]
         for known in ("corruptions", "severity", "limit"):  # domains and images tell them; a limit is a rule, no draw
             stream.pop(known, None)
@@ -107,7 +107,7 @@ class Run:
         )
         if subset := self.summary.get("subset"):  # older results have none
             stream += f" ({subset})"
-        options = self.determinants["scenario"]
+        options = self.hashed_groups["scenario"]
         words = ", ".join(f"{key}={_word(value)}" for key, value in options.items() if key != "_target_")
         return f"{stream}, {scenario}{f' ({words})' if words else ''}, {model}"
 
@@ -226,7 +226,7 @@ def _shown(key: str, value: Any) -> str:
 
 def _options(run: Run) -> Iterator[tuple[str, Any]]:
     """Options of a run's method, but for the run's own seed, which tells no methods apart."""
-    yield from (option for option in _flat(run.determinants["method"]) if option != ("seed", run.seed))
+    yield from (option for option in _flat(run.hashed_groups["method"]) if option != ("seed", run.seed))
     yield "data", run.summary.get("method_data")
 
 

@@ -1,15 +1,22 @@
-"""Parts that the jobs of a sweep in one process have in common: made once, and given to all that ask.
+"""Streams and backbones that the jobs of a sweep in one process share: built once, and used by all that ask.
 
-A backbone is never altered by the methods that are given it, a stream never by the runs that read it, so that a job
-cannot tell whether it has them to itself.
+A method copies the backbone it is given and a run only reads its stream, so that a job gives the same result whether
+or not it has them to itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable
+import os
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from tta.config.instantiate import build, plain
 
 if TYPE_CHECKING:
     import torch
@@ -20,66 +27,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_ENTRIES = 2
-"""Parts of a kind that are kept: a sweep's next job mostly wants those of the last, and more would fill the memory."""
+"""Streams, and backbones, that are kept: the next job mostly wants those of the last; more would fill the memory."""
 
 
 class ComponentCache:
-    """The last parts that were made, of each kind, by what they were made of."""
+    """The streams and backbones that were used last, by what they were built from."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, dict[Hashable, Any]] = {}
+        self._streams: dict[str, Stream] = {}
+        self._backbones: dict[str, Backbone] = {}
 
-    def stream(self, node: Any, make: Callable[[], Stream]) -> Stream:
-        """Give the stream that a node of the configuration describes."""
-        key = _text(node)
-        return self.get("stream", (key,), make, lambda _: key)
+    def stream(self, config: DictConfig) -> Stream:
+        """Return the stream of a configuration, built if need be."""
+        from tta.streams import Stream
 
-    def backbone(
-        self, node: Any, stream: Stream, device: torch.device, seed: int, make: Callable[[], Backbone]
-    ) -> Backbone:
-        """Give the backbone that a node describes, for the classes of a stream.
+        key = json.dumps(plain(config.stream), sort_keys=True)
+        return _get(self._streams, [key], lambda: build(config, "stream", Stream), lambda _: key)
 
-        Args:
-            node: plain containers.
-            stream: tells the classes.
-            device: where the backbone is to be.
-            seed: of the run, for weights that hang on it.
-            make: makes it, for these classes and on this device.
-        """
-        part = stream.classes and (*stream.classes.class_ids.tolist(), stream.classes.num_source_classes)
-        same = (_text(node), str(device), stream.num_classes, part)
-        drawn = (*same, seed)
-        return self.get(
-            "backbone", (same, drawn), make, lambda backbone: drawn if backbone.has_random_weights else same
-        )
+    def backbone(self, config: DictConfig, stream: Stream, device: torch.device) -> Backbone:
+        """Return the backbone of a configuration, for the classes of a stream and on a device, built if need be."""
+        from tta.models import Backbone
+        from tta.utils.devices import to_device
 
-    def get(self, kind: str, keys: tuple[Hashable, ...], make: Callable[[], T], key: Callable[[T], Hashable]) -> T:
-        """Give the part that is kept under one of these keys, or make it.
+        def make() -> Backbone:
+            backbone = build(config, "model", Backbone)
+            backbone.match_classes(stream.num_classes, stream.classes)
+            return to_device(backbone, device)
 
-        Args:
-            kind: of the part; each kind has its own room.
-            keys: under any of which it may be kept.
-            make: makes it.
-            key: chooses, knowing the part, under which of them it is kept.
-        """
-        kept = self._parts.setdefault(kind, {})
-        found = next((key for key in keys if key in kept), None)
-        if found is not None:
-            part = kept.pop(found)  # and to the end: the first is the one that was not wanted for longest
-        else:
-            while len(kept) >= MAX_ENTRIES:
-                del kept[next(iter(kept))]  # before the new one needs its room
-            part = make()
-            found = key(part)
-        kept[found] = part
-        return part
+        classes = stream.classes and [*stream.classes.class_ids.tolist(), stream.classes.num_source_classes]
+        key = json.dumps([plain(config.model), str(device), stream.num_classes, classes], sort_keys=True)
+        seeded = f"{key} seed {config.seed}"  # random weights depend on the seed of the run, those of a file do not
+        return _get(self._backbones, [key, seeded], make, lambda made: seeded if made.has_random_weights else key)
 
 
-def _text(node: Any) -> str:
-    return json.dumps(node, sort_keys=True)
+def _get(entries: dict[str, T], keys: list[str], make: Callable[[], T], key_of: Callable[[T], str]) -> T:
+    """Return the entry under one of ``keys``; if there is none, make it in place of the one unused for longest."""
+    found = next((key for key in keys if key in entries), None)
+    if found is not None:
+        entry = entries.pop(found)
+    else:
+        while len(entries) >= MAX_ENTRIES:
+            del entries[next(iter(entries))]  # before the new one needs its memory
+        entry = make()
+        found = key_of(entry)
+    entries[found] = entry  # at the end: the first is the one unused for longest
+    return entry
+
+
+def component_cache() -> ComponentCache:
+    """Return the cache of this job's sweep in this process; a new one for a run by itself."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ComponentCache()
+    return _cache_for_sweep(os.path.abspath(HydraConfig.get().sweep.dir))
 
 
 @lru_cache(maxsize=1)
-def cache_for_sweep(sweep: str) -> ComponentCache:
-    """Give the parts that the jobs of one sweep share, by its directory; those of the sweep before are let go."""
+def _cache_for_sweep(directory: str) -> ComponentCache:
+    """Return the cache of the sweep with this directory; that of the sweep before is dropped."""
     return ComponentCache()

@@ -1,16 +1,19 @@
-"""What Hydra has composed for a job: as plain containers, as parts, and by the names of the options chosen."""
+"""From a configuration that Hydra has composed to the components of a run."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from tta.utils.validation import ComponentError
+from tta.utils.validation import ComponentError, check_bool, check_float, check_int
+
+if TYPE_CHECKING:
+    from tta.loggers import Logger
 
 T = TypeVar("T")
 
@@ -29,14 +32,14 @@ def plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
 
 def instantiate(node: DictConfig, **kwargs: Any) -> Any:
-    """Make the part that a node describes: the one call of Hydra's ``instantiate``."""
+    """Call what a node names as ``_target_``: the one call of Hydra's ``instantiate``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="hydra")
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
 
 
 def build(config: DictConfig, group: str, kind: type[T], **kwargs: Any) -> T:
-    """Make the part that a group of the configuration describes, which may be of the user's own making.
+    """Build the component that a group of the configuration describes; its class may be the user's own.
 
     Raises:
         ComponentError: if it is of another kind, or a module in it was never initialised as one.
@@ -68,6 +71,30 @@ def _not_initialised(part: Any) -> Iterator[str]:
                 yield from _not_initialised(module)
         else:
             yield type(part).__name__
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """Build the loggers; jobs that run beside each other show no progress bars."""
+    from tta.loggers import Progress
+
+    loggers = list(instantiate(config.logger).values())
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if choices.get("hydra/launcher", "basic") in ("basic", None):
+        return loggers
+    return [logger for logger in loggers if not isinstance(logger, Progress)]
+
+
+def check_values(config: DictConfig) -> None:
+    """Check the values that no component checks, as they are passed to none.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    check_int("seed", config.seed, 0)
+    for key in ("compile", "force"):
+        check_bool(key, config[key])
+    if "lr" in config.optimizer:
+        check_float("optimizer.lr", config.optimizer.lr, 0)
 
 
 def chosen_options() -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tta.streams.label_spaces import ClassSubset
+
 
 class Backbone(nn.Module):
     """A classifier with its normalisation: images (N, 3, H, W) in [0, 1] to logits (N, C).
@@ -60,6 +62,35 @@ class Backbone(nn.Module):
             )
         self.classes = classes
         self.num_classes = len(classes)
+
+    def match_classes(self, num_classes: int, subset: ClassSubset | None) -> None:
+        """Restrict the logits to the classes of a stream, where those are a subset of the backbone's own.
+
+        Args:
+            num_classes: of the stream.
+            subset: which of the source's classes they are; ``None`` if they are all.
+
+        Raises:
+            ValueError: if the backbone has neither these classes nor those that they are a subset of.
+        """
+        own = self.num_classes
+        if own == num_classes:
+            return
+        if subset is not None and own == subset.num_source_classes:
+            self.restrict_classes(subset.class_ids, subset.num_source_classes)
+            return
+        hint = ""
+        if subset is None and num_classes < own:
+            hint = (
+                f"; or, if its labels are those of the model's {own} classes, of which not all occur, say so where the "
+                f"stream takes it: stream.num_classes={own} for labels in a file, and for folders stream.classes=<text "
+                "file with the name of a folder in each line>"
+            )
+        these = f"these classes, or for the {subset.num_source_classes} that they are of" if subset else "these classes"
+        raise ValueError(
+            f"the backbone {self.weights_id} has {own} classes, the stream has {num_classes}: "
+            f"choose a model trained for {these} (model=..., model.checkpoint=...){hint}"
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise and classify."""

@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tta.methods.base import Method
+from tta.utils.devices import device_digest
 from tta.utils.paths import atomic_file
 from tta.utils.validation import check_int
 
@@ -26,14 +27,15 @@ MIN_COST_RATIO = 50
 State = dict[str, Any]
 
 
-class Checkpoints:
+class Checkpoint:
     """The checkpoint of a run: one file, replaced as the run goes on.
 
-    A line of JSON says what it is of, and has the checksum of the rest, which is what ``torch.save`` makes.
+    Its first line is JSON: the origin, and the checksum of the rest, which is what ``torch.save`` writes.
 
     Args:
         path: of the file, in the run's directory.
-        origin: what determines the next row beside the state: run, code, device. A checkpoint of another is not used.
+        origin: what determines the next row beside the state, see ``checkpoint_origin``. A checkpoint of another
+            origin is not used.
         every: batches between two checkpoints within a domain; ``None`` saves between domains alone.
 
     Raises:
@@ -48,14 +50,14 @@ class Checkpoints:
         self._cost = 0.0  # seconds, of the last saving
         self._saved_at = time.perf_counter()
 
-    def load(self, warn: Callable[[str], None]) -> None:
-        """Take the saved state into ``state``, if there is one that can be used; ``warn`` is told if there is not."""
+    def load(self) -> None:
+        """Load the saved state into ``state``; if it cannot be used, say why on stderr and leave ``state`` empty."""
         try:
             self.state = self._read()
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            warn(f"its checkpoint {self.path} is not used ({error}): it is run from the beginning")
+            print(f"checkpoint {self.path} is not used ({error}): the run starts from the beginning", file=sys.stderr)
 
     def _read(self) -> State:
         content = self.path.read_bytes()
@@ -67,8 +69,8 @@ class Checkpoints:
             whole = False
         if not whole:
             raise ValueError("it is broken")
-        if other := [key for key, value in self.origin.items() if told["origin"].get(key) != value]:
-            raise ValueError(f"it is of another {' and another '.join(other)}")
+        if others := [key for key, value in self.origin.items() if told["origin"].get(key) != value]:
+            raise ValueError(f"it is of another {' and another '.join(others)}")
         state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         for name, size in state["files"].items():
             if (self.path.parent / f"{name}.csv").stat().st_size < size:
@@ -140,6 +142,13 @@ def set_random_state(state: State, device: torch.device) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state["python"])
+
+
+def checkpoint_origin(fingerprint: str, device: torch.device, method: Method, *others: object) -> dict[str, str]:
+    """Name what a run computes its rows by: its fingerprint, the code (``others`` have some of it), and the device."""
+    compiled = ", compiled" if method.compiled else ""
+    code = code_digest(method, *others)
+    return {"run": fingerprint, "code": code, "device": device_digest(device) + compiled}
 
 
 def code_digest(*parts: object) -> str:

@@ -18,10 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tta.cli import dotted_keys
 from tta.config.instantiate import build, chosen_options, instantiate, plain, run_name
-from tta.experiment import match_classes
 from tta.methods import Method
 from tta.models import Backbone
-from tta.runs.directory import RESULT_FORMAT, determinants
+from tta.runs.fingerprint import RESULT_FORMAT, hashed_groups
 from tta.search.space import Space, Values, parse
 from tta.search.study import Study
 from tta.search.trials import Evaluation
@@ -119,7 +118,7 @@ def prepare(config: DictConfig) -> Search:
     torch.backends.cudnn.deterministic = True
     scenario, stream = build(config, "scenario", Scenario), build(config, "stream", Stream)
     backbone = build(config, "model", Backbone)
-    match_classes(backbone, stream)
+    backbone.match_classes(stream.num_classes, stream.classes)
     for domain in stream.domains:
         if not len(domain.labels) or int(domain.labels.min()) < 0:
             raise ValueError(f"tta-search chooses with labels, but {domain} has images without: choose another stream")
@@ -216,7 +215,7 @@ def _configuration(config: DictConfig, space: Space, first: Values | None, weigh
         "format": RESULT_FORMAT,
         "weights": weights,
         "data": data,
-        **determinants(resolved),
+        **hashed_groups(resolved),
         **ranges,
         "first": first,
         **{f"search.{key}": resolved["search"][key] for key in ("seed", "prune", "share", "share_seed", "adapt_on")},

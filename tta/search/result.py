@@ -18,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tta import experiment
 from tta.cli import CONFIGS
 from tta.config.instantiate import chosen_options
 from tta.search.report import before, words
@@ -218,4 +217,6 @@ def _run(overrides: Sequence[str], folder: Path) -> Path:
         HydraConfig.instance().set_config(config)
         with open_dict(config):
             del config["hydra"]
-        return Path(experiment.run(config, sys.argv).path)
+        from tta.experiment import run_experiment
+
+        return Path(run_experiment(config, sys.argv).path)

@@ -17,8 +17,7 @@ from tta.runner import Runner
 from tta.runs.directory import RunDirectory
 from tta.search.space import Values
 from tta.streams import Batch, BatchPlan, DomainVisit, Scenario, Stream
-from tta.streams.stream import CPU
-from tta.utils.devices import FP32, Precision
+from tta.utils.devices import CPU, FP32, Precision
 
 UNLABELLED = "unlabelled"
 """Name of the images that arrive in a trial but have no part in its accuracy."""
@@ -177,9 +176,9 @@ class Evaluation:
         method = self.make_method(values)
         # What is mixed ends all at once: there is nothing to save.
         reporter = Reporter(report, 0 if self.scenario.mix else self._stream.visits)
-        with TemporaryDirectory() as folder, RunDirectory(Path(folder)) as directory:
-            runner = Runner(
-                method, self._stream, self.scenario, self.seed, directory, [reporter], self.device, self.precision
-            )
-            runner.run()
+        with TemporaryDirectory() as folder:
+            directory, loggers = RunDirectory(Path(folder)), [reporter]
+            Runner(
+                method, self._stream, self.scenario, self.seed, directory, loggers, self.device, self.precision
+            ).run()
         return fmean(reporter.accuracies)

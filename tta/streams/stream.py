@@ -15,9 +15,8 @@ from tta.streams.label_spaces import ClassSubset
 from tta.streams.loader import read_batches
 from tta.streams.scenario import Scenario, evenly_spaced
 from tta.streams.types import MIXED, Batch, BatchPlan, Domain, DomainVisit
+from tta.utils.devices import CPU
 from tta.utils.validation import check_int
-
-CPU = torch.device("cpu")
 
 SAMPLED = 4
 """Images of a domain that its name is made of: enough to tell data sets apart, few enough to be read at once."""

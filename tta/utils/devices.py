@@ -31,6 +31,7 @@ class Precision:
         return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
 
 
+CPU = torch.device("cpu")
 FP32 = Precision()
 PRECISIONS = {
     "fp32": FP32,
