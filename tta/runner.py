@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -105,7 +106,7 @@ class Runner:
     @contextmanager
     def session(self) -> Iterator[Recorder]:
         """Open loggers and directory, resume from the checkpoint; write the summary once the block has succeeded."""
-        state = self.checkpoint.state if self.checkpoint else None
+        state = self._resume_method()
         done = state["recorder"]["images"] if state else 0
         total = sum(len(planned.index) for planned in self.plan)
         name, config = self.metadata.get("name", self.directory.path.name), self.metadata.get("config", {})
@@ -118,7 +119,6 @@ class Runner:
             stack.enter_context(self.directory.open(OmegaConf.to_yaml(config), state and state["files"]))
             recorder = Recorder(self.directory, self.loggers, self.stream.num_classes, self.device)
             if state:
-                load_method_state(self.method, state["method"])
                 recorder.load_state(state["recorder"])
                 set_random_state(state["random"], self.device)
             try:
@@ -126,6 +126,17 @@ class Runner:
             finally:
                 recorder.flush(check=False)  # rows whose figures are known are kept, also after an error
             recorder.finish(self.metadata)
+
+    def _resume_method(self) -> dict[str, Any] | None:
+        """Load the method's state from the checkpoint; return all of its state, or ``None`` to begin with."""
+        if not self.checkpoint or not self.checkpoint.state:
+            return None
+        try:
+            load_method_state(self.method, self.checkpoint.state["method"])
+        except pickle.UnpicklingError as error:
+            self.checkpoint.refuse(error)
+            self.method.reset()
+        return self.checkpoint.state
 
     def save_checkpoint(self, checkpoint: Checkpoint, number: int, recorder: Recorder) -> None:
         """Save the state before batch ``number``."""

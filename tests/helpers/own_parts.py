@@ -137,9 +137,10 @@ class Watching(Method):
 
 
 class Drawing(Tent):
-    """Draws from all global generators, as methods should not."""
+    """Draws from all global generators, as methods should not, and keeps a number."""
 
     def step(self, images: Tensor) -> Tensor:
         WATCH.see(images)
         noise = torch.rand(()) + float(np.random.rand()) + random.random()  # noqa: NPY002
-        return super().step(images + 0.1 * noise)
+        self.drift = 0.9 * getattr(self, "drift", 0.0) + float(noise)
+        return super().step(images + 0.1 * noise + 0.01 * self.drift)

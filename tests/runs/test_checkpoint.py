@@ -157,6 +157,24 @@ def test_checkpoint__of_other_code_is_not_used(own: Command, tmp_path: Path, mon
     assert batches == BATCHES
 
 
+def test_checkpoint__with_an_object_that_is_not_read(
+    own: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a class that is neither known to be data nor the method's own."""
+    (tmp_path / "foreign.py").write_text(
+        "from decimal import Decimal\nfrom helpers.own_parts import Drawing\n\nclass Mine(Drawing):\n"
+        "    def __init__(self, *arguments, **options):\n        super().__init__(*arguments, **options)\n"
+        "        self.price = Decimal(1)\n"
+    )
+    options = ("method._target_=foreign.Mine", "checkpoint.every=1")
+    own(*options, stop=5)
+    assert own(*options) == BATCHES
+    assert_names(capsys.readouterr().err, "checkpoint", "Decimal")
+    resumed = tables(tmp_path / "runs")
+    own(*options, "force=true")
+    assert tables(tmp_path / "runs") == resumed
+
+
 @pytest.mark.slow
 def test_checkpoint__of_another_package_is_not_used(files: Path, tmp_path: Path) -> None:
     package = Path(tta.__file__).parent

@@ -32,9 +32,9 @@ class Method(ResettableModule, ABC):
     what adapts, with ``use_batch_statistics`` and ``make_optimizer``, and implements ``step``. The method decides
     gradient mode and train/eval mode: a caller's ``no_grad``, ``inference_mode`` or ``.eval()`` changes nothing.
 
-    Everything that changes from batch to batch must be a parameter, a buffer, an optimizer, a ``torch.Generator`` or
-    an objective held as an attribute: such state is restored by ``reset`` and saved by ``state_dict``, see
-    ``ResettableModule``.
+    Whatever changes from batch to batch is restored by ``reset`` and saved by ``state_dict``: parameters, buffers,
+    optimizers, ``torch.Generator`` objects and objectives held as attributes, and plain attributes (numbers, lists,
+    arrays ...). Tensors that should move with ``.to()`` must be buffers.
 
     Args:
         backbone: classifier that maps images (N, 3, H, W) in [0, 1] to logits (N, C). It is not altered.

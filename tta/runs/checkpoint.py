@@ -57,7 +57,12 @@ class Checkpoint:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            print(f"checkpoint {self.path} is not used ({error}): the run starts from the beginning", file=sys.stderr)
+            self.refuse(error)
+
+    def refuse(self, reason: Exception) -> None:
+        """Say on stderr why the checkpoint is not used, and leave ``state`` empty."""
+        self.state = None
+        print(f"checkpoint {self.path} is not used ({reason}): the run starts from the beginning", file=sys.stderr)
 
     def _read(self) -> State:
         content = self.path.read_bytes()

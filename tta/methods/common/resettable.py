@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
 
+from tta.methods.common.attributes import HELD, load_attributes, save_attributes
 from tta.objectives import Objective
-
-COUNTERS = ("images_seen", "batches_seen")
 
 
 class BufferList(nn.Module):
@@ -31,9 +28,10 @@ class BufferList(nn.Module):
 class ResettableModule(nn.Module):
     """A module around a backbone that goes back to the state that it was made with, and goes on from a saved one.
 
-    State are the parameters that take gradients, those of copies of the backbone, buffers, and the optimizers,
-    ``torch.Generator`` objects, gradient scalers and objectives that are held as attributes. A buffer that is empty
-    at first may be replaced by one of any size.
+    Everything but the frozen backbone is state: the parameters that take gradients, those of copies of the backbone,
+    buffers, optimizers, ``torch.Generator`` objects, gradient scalers and objectives that are held as attributes, and
+    plain attributes (numbers, lists, dictionaries, NumPy arrays ...). Tensors are restored in place. A buffer that is
+    empty at first may be replaced by one of any size.
     """
 
     def __init__(self) -> None:
@@ -56,29 +54,40 @@ class ResettableModule(nn.Module):
         for module in self.modules():
             if isinstance(module, Objective):
                 module.reset()
-        self.set_extra_state(self._initial["extra"])
+        self._set_extra_state(self._initial["extra"], trusted=True)
         self.zero_grad(set_to_none=True)
         self.diagnostics = {}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State beside parameters and buffers: optimizers, scalers, generators, counts. Called by ``state_dict``."""
+        """Return the state beside parameters and buffers. Called by ``state_dict``.
+
+        Raises:
+            ComponentError: if an attribute cannot be saved; names it.
+        """
         held = {
             name: value.get_state() if isinstance(value, torch.Generator) else value.state_dict()
             for name, value in vars(self).items()
-            if isinstance(value, Optimizer | GradScaler | torch.Generator)
+            if isinstance(value, HELD)
         }
-        return {**held, **{name: getattr(self, name) for name in COUNTERS}}
+        return {"held": held, "attributes": {name: save_attributes(module) for name, module in self._owners()}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``."""
-        for name, saved in state.items():
+        """Restore what ``get_extra_state`` gave. Called by ``load_state_dict``.
+
+        Raises:
+            pickle.UnpicklingError: if the state holds something that is not read from files.
+        """
+        self._set_extra_state(state, trusted=False)
+
+    def _set_extra_state(self, state: dict[str, Any], trusted: bool) -> None:
+        for name, module in self._owners():
+            load_attributes(module, state["attributes"][name], trusted)
+        for name, saved in state["held"].items():
             holder = getattr(self, name)
-            if name in COUNTERS:
-                setattr(self, name, saved)
-            elif isinstance(holder, Optimizer | GradScaler):
-                holder.load_state_dict(copy.deepcopy(saved))
-            else:
+            if isinstance(holder, torch.Generator):
                 holder.set_state(saved)
+            else:
+                holder.load_state_dict(copy.deepcopy(saved))
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Continue from a saved state; ``reset`` still goes back to the state the method was made with."""
@@ -92,6 +101,12 @@ class ResettableModule(nn.Module):
             if buffer is not None and saved is not None and saved.shape != buffer.shape:
                 self._buffers[name] = buffer.new_empty(saved.shape, dtype=saved.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _owners(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the modules whose plain attributes are state: this one and its objectives, but no networks."""
+        for name, module in self.named_modules():
+            if module is self or isinstance(module, Objective):
+                yield name, module
 
     def _tensors(self) -> dict[str, Tensor]:
         """What may change: adapted parameters, those of copies of the backbone (a moving average), and buffers."""
