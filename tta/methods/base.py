@@ -160,10 +160,12 @@ class Method(ResettableModule, ABC):
             )
         if not parameters:
             kinds = sorted({type(module).__name__ for module in self.backbone.modules()})
+            frozen = [kind for kind in kinds if kind.startswith("FrozenBatchNorm")]
+            hint = f"{frozen[0]} holds its scale and shift as buffers, which do not adapt. " if frozen else ""
             raise ValueError(
                 f"{type(self).__name__} adapts the scale and shift of normalisation layers (BatchNorm, LayerNorm, "
-                f"GroupNorm), but the backbone has none; its layers are: {', '.join(kinds)}. "
-                "Choose another model, all parameters (adapt@method.adapt=all; in Python "
+                f"GroupNorm, RMSNorm, InstanceNorm), but the backbone has none; its layers are: {', '.join(kinds)}. "
+                f"{hint}Choose another model, all parameters (adapt@method.adapt=all; in Python "
                 'adapt=ParameterChoice("all")), or method=source'
             )
         for parameter in parameters.values():

@@ -14,7 +14,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from tta.methods.common.batch_norm import BlendedBatchNorm
 from tta.models import Backbone
 
-NORM_LAYERS = (_BatchNorm, BlendedBatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
+NORM_LAYERS = (_BatchNorm, BlendedBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _InstanceNorm)
+NORM_NAMES = ("RMSNorm", "RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
+"""Classes of other packages that are normalisation layers too, by name: which ones there are depends on the version."""
 LAYERS = ("norm", "all")
 
 
@@ -23,7 +25,7 @@ def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{layer}.{name}" if layer else name: parameter
         for layer, module in model.named_modules()
-        if isinstance(module, NORM_LAYERS)
+        if isinstance(module, NORM_LAYERS) or any(kind.__name__ in NORM_NAMES for kind in type(module).__mro__)
         for name, parameter in module.named_parameters(recurse=False)
     }
 
