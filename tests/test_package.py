@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,14 @@ def test_wheel__composes_from_another_folder(wheel: Path, tmp_path: Path) -> Non
     result = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "tta.methods.Tent" in result.stdout
+
+
+def test_imports__have_no_cycle() -> None:
+    """Neither of modules within a package, nor of packages; what is imported for its type alone does not count."""
+    graph = grimp.build_graph("tta", exclude_type_checking_imports=True, cache_dir=None)
+    packages = {module.rpartition(".")[0] for module in graph.modules} - {""}
+    assert {"tta", "tta.methods", "tta.streams", "tta.runs"} <= packages
+    assert {package: found for package in packages if (found := graph.nominate_cycle_breakers(package))} == {}
 
 
 HEAVY = {"torch", "torchvision", "timm", "wandb", "robustbench", "optuna", "matplotlib", "plotly", "ray", "pandas"}

@@ -23,8 +23,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from tta.config.instantiate import plain
+from tta.runs.jobs import JobStatus, SweepState, run_job
 from tta.runs.lock import RunLockedError
-from tta.runs.sweep import JobStatus, SweepError, SweepState, run_job
+from tta.runs.sweep import SweepError
 from tta.utils.urls import redact
 from tta.utils.validation import ComponentError
 

@@ -16,9 +16,9 @@ from tta.runner import Runner
 from tta.runs.checkpoint import Checkpoint, checkpoint_origin
 from tta.runs.directory import RunDirectory
 from tta.runs.fingerprint import fingerprint
+from tta.runs.jobs import JobStatus
 from tta.runs.lock import run_lock
 from tta.runs.provenance import provenance
-from tta.runs.sweep import JobStatus
 from tta.streams import Scenario
 from tta.utils.devices import choose_device, choose_precision, tune_malloc
 

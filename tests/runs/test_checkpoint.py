@@ -199,7 +199,7 @@ def test_checkpoint__of_another_package_is_not_used(files: Path, tmp_path: Path)
         return told.stderr
 
     run(CUT="1")
-    with (tmp_path / "tta" / "objectives.py").open("a") as file:
+    with (tmp_path / "tta" / "objectives" / "base.py").open("a") as file:
         file.write("# another line\n")
     told = run()
     assert_names(told, "checkpoint")

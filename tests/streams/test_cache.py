@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from helpers.errors import assert_names
 from helpers.small_tree import WNIDS, N, caches, make, read, same, write
 from tta.runs.fingerprint import fingerprint
-from tta.streams import Batch, Scenario
+from tta.streams import Batch, Scenario, cache_writer
 from tta.streams import cache as module
 from tta.streams.arrays import ArrayImages
 from tta.streams.datasets import corrupted as corrupted_module
@@ -77,7 +77,7 @@ def test_cache__spares_reading_the_files(small_files: Path, folder: Path, monkey
 def test_cache__is_made_and_read_by_workers(
     small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(cache_writer, "CHUNK", 4)
     expected = read(make(small_files))
     assert same(read(make(small_files, folder, workers=2)), expected)
     assert capsys.readouterr().err

@@ -24,7 +24,7 @@ import torch
 from helpers.errors import assert_names, raises_naming
 from helpers.numbered_images import domain
 from helpers.small_tree import WNIDS, N, caches, make, read, same
-from tta.streams import Domain, Stream
+from tta.streams import Domain, Stream, cache_writer
 from tta.streams import cache as module
 from tta.streams import files as files_module
 from tta.streams.files import FileImages
@@ -111,7 +111,7 @@ def test_unreadable_image__is_tried_again(small_files: Path, folder: Path, monke
 
 def test_cache__needs_room_for_its_pixels(small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = 2 * N * 3 * 32**2 + module.MARGIN
+    needed = 2 * N * 3 * 32**2 + cache_writer.MARGIN
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
     with raises_naming(OSError, "55.3 kB", folder, "100.1 MB", "stream.cache", "stream.limit"):
         make(small_files, folder).prepare()
@@ -139,7 +139,7 @@ class Stopping(FileImages):
 def test_cache__cut_off_while_made_leaves_nothing(
     small_files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(cache_writer, "CHUNK", 4)
     images = Stopping(small_files, error)
     stream = Stream([Domain("fog", 5, torch.zeros(N, dtype=torch.int64), images)], 1, 4, cache=str(folder))
     with pytest.raises(type(error)) as caught:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from tta.methods.common.autocast import gradients, is_fp16_autocast
 from tta.methods.common.batch_norm import duplicate_if_single, use_batch_stats
 from tta.methods.common.resettable import ResettableModule
 from tta.utils.devices import supports_channels_last
@@ -91,36 +91,19 @@ class Method(ResettableModule, ABC):
             ValueError: if the batch has fewer than ``min_batch_size`` images.
             ComponentError: if ``step``, or the backbone, gives something else than logits (N, C).
         """
-        self._before_step(len(images))
-        with gradients(images.device.type):
-            images = self._prepare_images(images)
-            given = self._step_in_window(images) if self.window else self.step(images)
-            logits = self._checked(given, len(images))
-        self._after_step(len(images))
-        return logits.detach()
-
-    def _before_step(self, size: int) -> None:
-        """Make sure, before a batch of so many images, that there are enough, and that ``reset`` leads back.
-
-        Raises:
-            ValueError: if the batch has fewer than ``min_batch_size`` images.
-        """
-        if size < self.min_batch_size:
-            raise ValueError(batch_too_small(self, size))
+        if len(images) < self.min_batch_size:
+            raise ValueError(batch_too_small(self, len(images)))
         self._snapshot_once()
-
-    def _prepare_images(self, images: Tensor) -> Tensor:
-        """Give the same images, as a backward pass can bear them."""
-        # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
-        images = images.clone() if images.is_inference() else images
-        if images.device.type == "cpu" and not self._supports_channels_last:
-            images = images.contiguous()
-        return images
-
-    def _after_step(self, size: int) -> None:
-        """Count a batch of so many images."""
-        self.images_seen += size
+        with gradients(images.device.type):
+            # Tensors made under inference_mode cannot be saved for the backward pass; a clone can.
+            images = images.clone() if images.is_inference() else images
+            if images.device.type == "cpu" and not self._supports_channels_last:
+                images = images.contiguous()
+            logits = self._step_in_window(images) if self.window else self.step(images)
+            logits = self._checked(logits, len(images))
+        self.images_seen += len(images)
         self.batches_seen += 1
+        return logits.detach()
 
     def _checked(self, logits: Any, size: int) -> Tensor:
         """Return what ``step`` gave if it is logits of so many images; raise ``ComponentError`` otherwise."""
@@ -237,20 +220,6 @@ class Method(ResettableModule, ABC):
     def train(self, mode: bool = True) -> Self:
         """Change nothing: the method decides the mode of each layer."""
         return self
-
-
-def is_fp16_autocast(device: torch.device) -> bool:
-    """Return whether autocast computes in float16 on this kind of device now."""
-    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.float16
-
-
-@contextmanager
-def gradients(device: str) -> Iterator[None]:
-    """Record gradients within the block, whatever mode the caller is in; ``device`` is a kind, as ``cuda``."""
-    # Autocast would go on using its copies of the weights after an update; without its cache it makes new ones.
-    autocast = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), autocast:
-        yield
 
 
 def use_batch_statistics(method: Method) -> None:
