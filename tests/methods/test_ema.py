@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tta.methods.common.ema import ema_update_, selected_mean
+from tta.methods.common.ema import ema_update_
+from tta.methods.common.losses import selected_mean
 
 
 def test_selected_mean__ignores_infinity_elsewhere() -> None:

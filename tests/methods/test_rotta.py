@@ -30,7 +30,7 @@ from helpers.plain import (
 )
 from tta.methods import RoTTA, Source
 from tta.methods.common.augment import augment
-from tta.methods.common.cstu import Memory
+from tta.methods.common.cstu import CSTU
 
 sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -168,11 +168,11 @@ def test_rotta__follows_plain_formulas(memory: int, update_every: int, lambdas: 
 
 def offer_all(samples: list[tuple[int, float]], capacity: int, lambdas: tuple[float, float]) -> set[str]:
     """Offer samples to both memories, compare what they hold after each, and tell what happened."""
-    ours, plain = Memory([], capacity, 4, *lambdas), PlainMemory(capacity, 4, *lambdas)
+    ours, plain = CSTU([], capacity, 4, *lambdas), PlainMemory(capacity, 4, *lambdas)
     held: dict[int, int] = {}
     for number, (label, uncertainty) in enumerate(samples):
         plain.add(number, label, uncertainty)
-        slot = ours.offer(label, uncertainty)
+        slot = ours.add(label, uncertainty)
         assert (slot is None) == (plain.events[-1] == "left out")
         if slot is not None:
             held[slot] = number

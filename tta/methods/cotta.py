@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.augment import augment
-from tta.methods.common.consistency import consistency
 from tta.methods.common.ema import ema_update_
+from tta.methods.common.losses import consistency
 from tta.methods.common.parameters import ParameterChoice
 from tta.utils.validation import check_float, check_int
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.batch_norm import duplicate_if_single
-from tta.methods.common.ema import selected_mean
-from tta.methods.common.losses import probabilities
+from tta.methods.common.losses import probabilities, selected_mean
 from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.objectives import EM, Objective, clone_objective
 from tta.utils.validation import check_float, check_int
@@ -95,16 +94,16 @@ class DeYO(Method):
     def step(self, images: Tensor) -> Tensor:
         """Predict, then update by the samples that pass both stages."""
         logits = self.backbone(images)
-        entropy = self.entropy(logits.detach())
+        entropy = self.entropy(logits.detach())  # Ent(x)
         ln_c = math.log(logits.shape[-1])
-        drop = self._probability_drop(images, logits, entropy < self.margin * ln_c)
-        kept = drop > self.plpd
-        weight = (self.entropy_reference * ln_c - entropy).exp() + drop.exp()
-        loss = selected_mean(weight * self.objective(logits), kept)
-        used = kept.sum()
-        if used > 0:
+        plpd = self._probability_drop(images, logits, entropy < self.margin * ln_c)  # PLPD(x, x')
+        selected = plpd > self.plpd
+        weight = (self.entropy_reference * ln_c - entropy).exp() + plpd.exp()  # 1 / exp(Ent - Ent_0) + 1 / exp(-PLPD)
+        loss = selected_mean(weight * self.objective(logits), selected)
+        num_used = selected.sum()
+        if num_used > 0:
             self.update(loss)
-        self.log(loss=loss, used=used)
+        self.log(loss=loss, used=num_used)
         return logits
 
     @torch.no_grad()

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.common.ema import selected_mean
-from tta.methods.common.losses import probabilities
+from tta.methods.common.losses import probabilities, selected_mean
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import EM, Objective, clone_objective
 
@@ -77,12 +76,12 @@ class ETA(Method):
         entropy = self.entropy(logits.detach())  # H(x)
         limit = self.margin * math.log(logits.shape[-1])  # E_0
         selected = self._select(logits.detach(), entropy < limit)  # S(x)
-        weight = (limit - entropy).exp()
+        weight = (limit - entropy).exp()  # 1 / exp(H(x) - E_0)
         loss = selected_mean(weight * self.objective(logits), selected) + self.regularizer()
-        used = selected.sum()
-        if used > 0:
+        num_used = selected.sum()
+        if num_used > 0:
             self.update(loss)
-        self.log(loss=loss, used=used)
+        self.log(loss=loss, used=num_used)
         return logits
 
     def regularizer(self) -> Tensor | float:

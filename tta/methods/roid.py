@@ -9,9 +9,8 @@ from torch.nn.functional import cosine_similarity
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
 from tta.methods.common.augment import augment
 from tta.methods.common.batch_norm import duplicate_if_single
-from tta.methods.common.consistency import consistency
 from tta.methods.common.ema import ema_update_
-from tta.methods.common.losses import probabilities
+from tta.methods.common.losses import consistency, probabilities
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.methods.common.resettable import BufferList
 from tta.objectives import EM, SLR

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tta.methods.base import Method, OptimizerFactory
 from tta.methods.common.augment import augment
 from tta.methods.common.batch_norm import blend_statistics, running_statistics
-from tta.methods.common.consistency import consistency
-from tta.methods.common.cstu import Memory, MemoryItem
+from tta.methods.common.cstu import CSTU, MemoryItem
 from tta.methods.common.ema import ema_update_
+from tta.methods.common.losses import consistency
 from tta.methods.common.parameters import NORM_PARAMETERS, ParameterChoice
 from tta.objectives import EM
 from tta.utils.validation import check_float, check_int
@@ -27,7 +27,7 @@ class RoTTA(Method):
     give the same predictions. Each step:
 
     1. The teacher predicts; these are the logits returned.
-    2. The images are offered, one after another, to a memory balanced over predicted classes (see ``Memory``).
+    2. The images are offered, one after another, to a memory balanced over predicted classes (see ``CSTU``).
     3. Whenever ``update_every`` images have come, also in the middle of a batch, the student makes one step on the mean
        over the memory of ``w(age) CE(student on strongly augmented images, teacher)``, where
        ``w(age) = exp(-age) / (1 + exp(-age))`` and ``age`` is in multiples of the memory's capacity; and the
@@ -97,7 +97,7 @@ class RoTTA(Method):
         slots: dict[int, int] = {}  # which of the images goes into a slot
         losses, used = [], 0
         for i, image in enumerate(offered):
-            slot = memory.offer(image.label, image.uncertainty)
+            slot = memory.add(image.label, image.uncertainty)
             if slot is not None:
                 slots[slot] = i
             if (self.images_seen + i + 1) % self.update_every == 0:
@@ -110,16 +110,16 @@ class RoTTA(Method):
         self.log(used=logits.new_full((), used), **loss)
         return logits
 
-    def _recall(self, logits: Tensor) -> tuple[Memory, list[MemoryItem]]:
+    def _recall(self, logits: Tensor) -> tuple[CSTU, list[MemoryItem]]:
         """Take the memory's entries, and what it has to know of new images, from the device to the host."""
         held = self.entries.view(len(self.entries), 3)
         label, entropy = logits.argmax(-1).double(), self.entropy(logits).double()
         new = torch.stack((label, entropy, torch.zeros_like(label)), dim=-1)
         rows = [MemoryItem(int(label), entropy, int(age)) for label, entropy, age in torch.cat((held, new)).tolist()]
         weights = self.timeliness_weight, self.uncertainty_weight
-        return Memory(rows[: len(held)], self.memory, logits.shape[-1], *weights), rows[len(held) :]
+        return CSTU(rows[: len(held)], self.memory, logits.shape[-1], *weights), rows[len(held) :]
 
-    def _hold(self, memory: Memory, slots: dict[int, int], images: Tensor) -> None:
+    def _hold(self, memory: CSTU, slots: dict[int, int], images: Tensor) -> None:
         """Put images into their slots, and the memory's entries onto the device."""
         if not self.images.numel():
             self.images = images.new_zeros(self.memory, *images.shape[1:])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tta.methods.base import Method, OptimizerFactory, use_batch_statistics
-from tta.methods.common.ema import sam_perturbation, selected_mean
+from tta.methods.common.losses import selected_mean
 from tta.methods.common.parameters import NORM_BUT_LAST, ParameterChoice
 from tta.methods.common.resettable import BufferList
 from tta.objectives import EM, Objective, clone_objective
@@ -85,23 +87,23 @@ class SAR(Method):
     def step(self, images: Tensor) -> Tensor:
         """Predict, then update by the gradient of the worst parameters nearby."""
         logits = self.backbone(images)
-        _, reliable = self._entropy(logits)
+        _, reliable = self._entropy(logits)  # E(x) < E_0
         self.optimizer.zero_grad()
         self.backward(selected_mean(self.objective(logits), reliable))
         self.unscale_gradients()
-        with sam_perturbation(self.weights, self.rho):
-            logits_there = self.backbone(images)
-            entropy, reliable_there = self._entropy(logits_there)
-            kept = reliable & reliable_there
-            loss = selected_mean(self.objective(logits_there), kept)
+        with sam_perturbation(self.weights, self.rho):  # at w + e, e = rho g / |g|
+            perturbed_logits = self.backbone(images)
+            entropy, still_reliable = self._entropy(perturbed_logits)
+            selected = reliable & still_reliable
+            loss = selected_mean(self.objective(perturbed_logits), selected)
             self.optimizer.zero_grad()
             self.backward(loss)
-        used = kept.sum()
-        any_kept = bool(used > 0)
-        if any_kept or self.official_quirks:
-            self.apply_gradients()
-        self._recover(selected_mean(entropy, kept) if any_kept else None)
-        self.log(loss=loss, used=used)
+        num_used = selected.sum()
+        any_used = bool(num_used > 0)
+        if any_used or self.official_quirks:
+            self.apply_gradients()  # at w, with the gradient at w + e
+        self._recover(selected_mean(entropy, selected) if any_used else None)
+        self.log(loss=loss, used=num_used)
         return logits
 
     def _entropy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,3 +124,24 @@ class SAR(Method):
         if not self.official_quirks:
             self.optimizer.state.clear()
             self.average.fill_(math.nan)
+
+
+@contextmanager
+def sam_perturbation(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
+    """Within the block, parameters stand where the loss is larger: up their gradients by a length of ``rho``.
+
+    The gradients of all parameters together are one vector, ``g``, and the move is ``rho g / (|g| + 1e-12)``
+    (sharpness-aware minimisation); none where all gradients are zero. Afterwards the parameters are exactly, to the
+    last bit, what they were; their gradients are those of before until somebody clears them.
+    """
+    moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        before = [parameter.clone() for parameter in moved]
+        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_add_(moved, list(torch._foreach_mul(gradients, rho / (length + 1e-12))))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(moved, before)

@@ -17,7 +17,7 @@ class MemoryItem:
     age: int  # images offered since this one, itself included
 
 
-class Memory:
+class CSTU:
     """Decides which of the images that come one after another are held, at most ``capacity`` of them.
 
     A class that holds its share, ``capacity / classes``, or more, gets no further place: its worst image may give way
@@ -42,7 +42,7 @@ class Memory:
         self.timeliness = timeliness
         self.uncertainty = uncertainty
 
-    def offer(self, label: int, uncertainty: float) -> int | None:
+    def add(self, label: int, uncertainty: float) -> int | None:
         """Offer an image, and let all grow older.
 
         Returns:
